@@ -1,0 +1,192 @@
+"""The contract of one part: what it sees (`Context`), what it asks for (`Signal`), what it minimises (`Objective`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .partition.boundary import Boundary
+
+__all__ = ["Block", "Context", "LayerRule", "Loss", "Objective", "Role", "Signal", "Site"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""loss(output, y) -> scalar, on the raw output of the model."""
+
+
+class Role(StrEnum):
+    """What an optimiser's parameters are for."""
+
+    PART = "part"
+    HEAD = "head"
+    FEEDBACK = "feedback"
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that one part may look at in one step.
+
+    Args:
+        h_in: what entered the part: the boundary below it, detached (N, ...); for part 0 the model's input x.
+        h_out: what left it, with the part's own graph (detached once the part has learned); for the last part the raw
+            output of the model.
+        x: the model's input, as the user gave it.
+        y: the labels.
+        views: how many views of every sample are stacked along the batch (1 outside self-supervision).
+        part: index of the part, 0 <= part < K.
+        step: index of the training step.
+        feedback: messages from later parts, by sender; empty until they have arrived.
+        ports: boundaries below h_in that this part reads as well (a skip from an earlier boundary), by index.
+        run: runs this part on another h_in (N, ...) with its present weights, recomputing without touching buffers;
+            same x, same random draws; gradient mode is the caller's.
+    """
+
+    h_in: Any
+    h_out: Any
+    x: Any
+    y: Any
+    views: int
+    part: int
+    step: int
+    feedback: Mapping[int, Any] = field(default_factory=dict)
+    ports: Mapping[int, Tensor] = field(default_factory=dict)
+    run: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is differentiated to update a part: a loss, a gradient to push into h_out, or both.
+
+    Args:
+        loss: scalar with a graph; its gradient reaches the part, the objective's own parameters, or both.
+        gradient: dL/d(h_out), same shape as h_out.
+        report: the number to show for this part, a scalar; the loss where left out.
+    """
+
+    loss: Tensor | None = None
+    gradient: Tensor | None = None
+    report: Tensor | None = None
+
+    def shown(self) -> Tensor:
+        """The detached number to show, which is also what the non-finite check reads."""
+        value = self.report if self.report is not None else self.loss
+        if value is None:
+            assert self.gradient is not None, "a signal needs a loss or a gradient"
+            value = self.gradient.norm()
+        return value.detach()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A later module of the user's network with one tensor in and one out, for heads made of fresh copies."""
+
+    name: str
+    module: nn.Module
+    input: Boundary
+    output: Boundary
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in the network an objective sits.
+
+    Args:
+        part: index of the part.
+        parts: K.
+        input: what enters the part; None for part 0.
+        output: what leaves it; None for the last part, whose output is whatever the model returns.
+        loss: the task loss, minimised by the last part.
+        blocks: the later modules, in order of call (made on demand).
+    """
+
+    part: int
+    parts: int
+    input: Boundary | None
+    output: Boundary | None
+    loss: Loss
+    blocks: Callable[[], tuple[Block, ...]] = tuple
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the part that ends in the model's output."""
+        return self.part == self.parts - 1
+
+    @property
+    def boundary(self) -> Boundary:
+        """The boundary above this part; only parts before the last have one."""
+        assert self.output is not None, "the last part has no boundary above it"
+        return self.output
+
+
+class LayerRule(ABC):
+    """How an error passes back through single layers: put in around a part's forward, taken out in a `finally`."""
+
+    @abstractmethod
+    def installed(self, modules: Iterable[tuple[str, nn.Module]]) -> AbstractContextManager[None]:
+        """Put the rule into these (name, module) pairs for the duration of a `with` block."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """The rule's own tensors (feedback weights), for a checkpoint."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the rule's tensors back from a checkpoint."""
+
+
+class Objective(nn.Module, ABC):
+    """What one part minimises; its submodules are the part's auxiliary heads.
+
+    The engine calls, in this order, for each part and step:
+
+    1. `forward(context)` once: right after the part's own forward, or, where `waits`, when every later part has
+       sent its messages (in `context.feedback`). The signal is differentiated at once.
+    2. `messages(context)` after the backward, before the optimiser step: what to tell earlier parts, by receiver.
+       `context.h_in.grad` is there where `reads_input_gradient` is set.
+    3. `hear(context)` where `hears` is set: once later parts have sent their messages; h_out is detached by then. The
+       signal updates the objective's own parameters alone.
+
+    Attributes:
+        role: the role of the objective's own parameters (`head`, or `feedback` for inverses and predictors).
+        waits: the part learns only after later parts have sent their messages; its graph is kept until then.
+        hears: the objective learns from messages after its part has learned.
+        reads_input_gradient: h_in must require a gradient, because a message is made of it.
+        recompute: while waiting, keep h_in instead of the graph and run the part again when the message is there.
+        rule: how errors pass back through the layers of this part; None for the chain rule.
+    """
+
+    role: ClassVar[Role] = Role.HEAD
+    waits: bool = False
+    hears: bool = False
+    reads_input_gradient: bool = False
+    recompute: bool = False
+    rule: LayerRule | None = None
+
+    @abstractmethod
+    def forward(self, context: Context) -> Signal:
+        """The part's learning signal."""
+
+    def messages(self, context: Context) -> Mapping[int, Any]:
+        """Messages to earlier parts, by receiver; none unless the objective says otherwise."""
+        return {}
+
+    def hear(self, context: Context) -> Signal | None:
+        """The signal for the objective's own parameters once messages have arrived."""
+        return None
+
+    def loss_of(self, context: Context) -> Tensor:
+        """The loss of the signal, for callers that combine objectives."""
+        loss = self.forward(context).loss
+        assert loss is not None, "this objective gives no loss"
+        return loss
+
+
+def scalar_like(h: Tensor, value: float) -> Tensor:
+    """A scalar on h's device."""
+    return torch.tensor(value, device=h.device)
