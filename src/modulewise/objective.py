@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from .partition.boundary import Boundary
+from .partition.boundary import Block, Boundary
 
 __all__ = ["Block", "Context", "LayerRule", "Loss", "Objective", "Role", "Signal", "Site"]
 
@@ -80,16 +79,6 @@ class Signal:
             assert self.gradient is not None, "a signal needs a loss or a gradient"
             value = self.gradient.norm()
         return value.detach()
-
-
-@dataclass(frozen=True)
-class Block:
-    """A later module of the user's network with one tensor in and one out, for heads made of fresh copies."""
-
-    name: str
-    module: nn.Module
-    input: Boundary
-    output: Boundary
 
 
 @dataclass(frozen=True)
@@ -185,8 +174,3 @@ class Objective(nn.Module, ABC):
         loss = self.forward(context).loss
         assert loss is not None, "this objective gives no loss"
         return loss
-
-
-def scalar_like(h: Tensor, value: float) -> Tensor:
-    """A scalar on h's device."""
-    return torch.tensor(value, device=h.device)

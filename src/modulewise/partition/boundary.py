@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-__all__ = ["Boundary"]
+__all__ = ["Block", "Boundary"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,13 @@ class Boundary:
     def channels_first(self, h: torch.Tensor) -> torch.Tensor:
         """View h (N, ...) as (N, C, *spatial)."""
         return h if self.channel_axis == 1 else h.movedim(-1, 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A later module of the user's network with one tensor in and one out, for heads made of fresh copies."""
+
+    name: str
+    module: nn.Module
+    input: Boundary
+    output: Boundary

@@ -1,0 +1,44 @@
+"""Train deep networks without end-to-end backpropagation.
+
+A user brings any `nn.Module`; modulewise cuts it into parts, gives each part its own learning signal, and trains them
+one after another or side by side. See `Partition`, `Trainer` and the methods in `modulewise.methods`.
+"""
+
+from . import balance, data, heads, losses, metering, methods, models, schedules
+from .errors import ModulewiseError
+from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
+from .objective import Context, Objective, Role, Signal, Site
+from .partition import Block, Boundary, Part, Partition
+from .trainer import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "Boundary",
+    "Context",
+    "Family",
+    "Locality",
+    "Method",
+    "ModulewiseError",
+    "Objective",
+    "Part",
+    "Partition",
+    "PartwiseMethod",
+    "Reach",
+    "Reference",
+    "Role",
+    "Signal",
+    "Site",
+    "Solver",
+    "SolverMethod",
+    "Trainer",
+    "balance",
+    "data",
+    "heads",
+    "losses",
+    "metering",
+    "methods",
+    "models",
+    "schedules",
+]

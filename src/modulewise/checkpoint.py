@@ -1,0 +1,244 @@
+"""Checkpoints: safetensors and JSON, complete or not there at all.
+
+A checkpoint is written to a folder of its own beside the last one, flushed to disk, renamed, and only then named in
+the file `latest`, which is replaced in one step. A process that dies in between leaves the last complete one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import CheckpointError
+from .objective import Role
+from .schedules import State
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+__all__ = ["describe", "restore", "write"]
+
+FORMAT = 1
+LATEST = "latest"
+
+
+def describe(value: Any) -> Any:
+    """A method, function or setting as JSON that is the same in every process: no addresses, functions by name.
+
+    >>> describe(torch.nn.functional.relu), describe((1, None))
+    ('torch.nn.functional.relu', [1, None])
+    """
+    if hasattr(value, "__dataclass_fields__"):
+        fields = {name: describe(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "func"):
+        return {"function": describe(value.func), "with": describe(value.keywords)}
+    return type(value).__name__ if hasattr(value, "__dict__") else str(value)
+
+
+def _identity(trainer: Trainer) -> dict[str, Any]:
+    """What must agree between the saving and the loading trainer."""
+    return {
+        "cuts": list(trainer.partition.cuts),
+        "method": describe(trainer.method),
+        "parameters": {name: list(p.shape) for name, p in trainer.partition.model.named_parameters()},
+        "seed": trainer.seed,
+        "accumulate": trainer.accumulate,
+    }
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the host, none sharing memory with another."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in state.items():
+        host = tensor.detach().cpu().contiguous()
+        apart[name] = host.clone() if host.untyped_storage()._cdata in seen or host.dim() == 0 else host
+        seen.add(host.untyped_storage()._cdata)
+    return apart
+
+
+def _key(part: int, role: Role) -> str:
+    return f"{part}/{role.value}"
+
+
+def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    optimizers: dict[str, Tensor] = {}
+    for (part, role), optimizer in trainer.updater.optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    optimizers[f"{_key(part, role)}/{index}/{name}"] = value
+    rules = {id(o.rule): o.rule for o in trainer.objectives if o.rule is not None}
+    return {
+        "model": trainer.partition.model.state_dict(),
+        "heads": {f"{i}.{n}": t for i, o in enumerate(trainer.objectives) for n, t in o.state_dict().items()},
+        "optimizers": optimizers,
+        "rules": {f"{i}.{n}": t for i, rule in enumerate(rules.values()) for n, t in rule.state_dict().items()},
+        "solver": trainer.solver.state_dict() if trainer.solver is not None else {},
+    }
+
+
+def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
+    optimizers = {}
+    for (part, role), optimizer in trainer.updater.optimizers.items():
+        state = optimizer.state_dict()
+        numbers = {
+            str(index): {name: value for name, value in entry.items() if not isinstance(value, Tensor)}
+            for index, entry in state["state"].items()
+        }
+        optimizers[_key(part, role)] = {"groups": state["param_groups"], "numbers": numbers}
+    progress = trainer.progress
+    return {
+        "format": FORMAT,
+        "identity": _identity(trainer),
+        "step": trainer.steps,
+        "updates": {str(part): count for part, count in trainer.updater.steps.items()},
+        "progress": None if progress is None else vars(progress) | {},
+        "optimizers": optimizers,
+        "schedulers": {_key(*key): scheduler.state_dict() for key, scheduler in trainer.updater.schedulers.items()},
+        "scalers": {str(part): scaler.state_dict() for part, scaler in trainer.updater.scalers.items()},
+        "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
+    """Save a trainer; see `Trainer.save`.
+
+    Raises:
+        CheckpointError: the folder holds something else, or the state cannot be written as JSON.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
+        raise CheckpointError(f"{folder} holds something else than a checkpoint; give a new or empty folder")
+    try:
+        facts = json.dumps(_facts(trainer, loader), indent=1)
+    except TypeError as error:
+        raise CheckpointError(
+            f"the state of a scheduler or loader is not plain data ({error}); save without it"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    last = _latest(folder)
+    number = int(last.name.split("-")[1]) + 1 if last is not None else 0
+    target, draft = folder / f"state-{number:08d}", folder / f".writing-{number:08d}"
+    for stale in [*folder.glob(".writing-*"), target]:
+        shutil.rmtree(stale, ignore_errors=True)
+    draft.mkdir()
+    for name, tensors in _tensors(trainer).items():
+        save_file(_apart(tensors), draft / f"{name}.safetensors")
+    (draft / "trainer.json").write_text(facts)
+    for path in [*draft.iterdir(), draft]:
+        _flush(path)
+    draft.rename(target)
+    pointer = folder / ".latest"
+    pointer.write_text(target.name)
+    _flush(pointer)
+    pointer.replace(folder / LATEST)
+    _flush(folder)
+    for old in folder.glob("state-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _ours(folder: Path) -> bool:
+    return all(path.name.startswith((".writing-", "state-", ".latest", LATEST)) for path in folder.iterdir())
+
+
+def _latest(folder: Path) -> Path | None:
+    pointer = folder / LATEST
+    return folder / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    path = _latest(folder)
+    if path is None:
+        raise CheckpointError(f"{folder} holds no checkpoint, expected a folder that `Trainer.save` wrote")
+    try:
+        facts = json.loads((path / "trainer.json").read_text())
+        names = ("model", "heads", "optimizers", "rules", "solver")
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in names}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}; load it with the version that wrote it")
+    return facts, tensors
+
+
+def _compare(trainer: Trainer, facts: dict[str, Any]) -> None:
+    ours = json.loads(json.dumps(_identity(trainer)))
+    for name, value in facts["identity"].items():
+        if ours.get(name) != value:
+            given, expected = str(ours.get(name))[:120], str(value)[:120]
+            raise CheckpointError(
+                f"the checkpoint is of another experiment: its {name} is {expected}, the trainer's is {given}"
+            )
+
+
+def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
+    """Load a trainer's state; see `Trainer.load`."""
+    facts, tensors = _read(folder)
+    _compare(trainer, facts)
+    trainer.partition.model.load_state_dict(tensors["model"])
+    for index, objective in enumerate(trainer.objectives):
+        objective.load_state_dict(_below(tensors["heads"], f"{index}."))
+    rules = {id(o.rule): o.rule for o in trainer.objectives if o.rule is not None}
+    for index, rule in enumerate(rules.values()):
+        rule.load_state_dict(_below(tensors["rules"], f"{index}."))
+    if trainer.solver is not None:
+        trainer.solver.load_state_dict(tensors["solver"])
+    _restore_optimizers(trainer, facts, tensors["optimizers"])
+    trainer.steps = facts["step"]
+    trainer.updater.steps = {int(part): count for part, count in facts["updates"].items()}
+    trainer.progress = None if facts["progress"] is None else State(**facts["progress"])
+    if loader is not None and facts["loader"] is not None:
+        loader.load_state_dict(facts["loader"])
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    updater = trainer.updater
+    for key, saved in facts["optimizers"].items():
+        part, role = key.split("/")
+        optimizer = updater.optimizer(int(part), Role(role))
+        if optimizer is None:
+            raise CheckpointError(
+                f"the checkpoint holds an optimizer for part {part}, role {role}; nothing trains there"
+            )
+        state = {int(index): dict(entry) for index, entry in saved["numbers"].items()}
+        for name, tensor in _below(tensors, f"{key}/").items():
+            index, _, entry = name.partition("/")
+            state.setdefault(int(index), {})[entry] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
+    for key, state in facts["schedulers"].items():
+        part, role = key.split("/")
+        updater.schedulers[int(part), Role(role)].load_state_dict(state)
+    for part, state in facts["scalers"].items():
+        updater.scalers.setdefault(int(part), torch.amp.GradScaler()).load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Run a schedule over a partition, in this process."""

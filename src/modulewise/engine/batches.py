@@ -1,0 +1,114 @@
+"""One step's batch, whole or in slices whose gradients accumulate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..partition.tree import batch_size, map_tensors
+from .local import LocalEngine, Micro, Session
+
+__all__ = ["Batch"]
+
+
+def _take(tree: Any, index: Tensor, size: int) -> Any:
+    return map_tensors(lambda leaf: leaf[index.to(leaf.device)] if leaf.ndim and leaf.shape[0] == size else leaf, tree)
+
+
+def _slices(samples: int, views: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """For every slice, the rows of x (all views of its samples) and of y."""
+    rows = torch.arange(samples * views).view(views, samples)
+    return [
+        (rows[:, index].reshape(-1), index) for index in torch.arange(samples).tensor_split(count) if len(index) > 0
+    ]
+
+
+class Batch:
+    """The parts' work on one batch.
+
+    With `accumulate` slices a part sees all slices, then steps, then the next part runs; so one part's gradients live at
+    a time. Where a part waits for messages, each slice goes through all parts instead, and all gradients live together.
+
+    Args:
+        engine: what to run on.
+        x: input (views N, ...).
+        y: labels (N, ...).
+        views: views stacked along the batch.
+        step: index of the training step.
+        accumulate: number of slices, >= 1.
+        boundaries: boundaries at hand already, by index.
+    """
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        x: Any,
+        y: Any,
+        *,
+        views: int,
+        step: int,
+        accumulate: int,
+        boundaries: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.whole = accumulate > 1 and any(objective.waits for objective in engine.objectives)
+        if accumulate == 1:
+            self.sessions = [Session(engine, x, y, views=views, step=step, boundaries=boundaries)]
+            self.sizes = [1]
+            return
+        rows = batch_size(x)
+        if rows % views:
+            raise DataError(f"{rows} rows of x do not hold {views} views of every sample; give views * N rows")
+        pieces = _slices(rows // views, views, accumulate)
+        self.sizes = [len(index) for _, index in pieces]
+        self.sessions = []
+        for i, (of_x, of_y) in enumerate(pieces):
+            micro = Micro(
+                draw=step * accumulate + i,
+                last=i == len(pieces) - 1,
+                decay=self.sizes[i - 1] / self.sizes[i] if i else 1.0,
+                weight=self.sizes[i] * views / rows,
+            )
+            given = {index: h[of_x] for index, h in (boundaries or {}).items()}
+            self.sessions.append(
+                Session(
+                    engine,
+                    _take(x, of_x, rows),
+                    _take(y, of_y, rows // views),
+                    views=views,
+                    step=step,
+                    boundaries=given,
+                    micro=micro,
+                )
+            )
+
+    def up(self, part: int) -> None:
+        """Let a part run on every slice."""
+        if not self.whole:
+            for session in self.sessions:
+                session.up(part)
+
+    def down(self) -> None:
+        """Deliver messages and end the step."""
+        for session in self.sessions:
+            if self.whole:
+                for part in range(len(self.engine.partition)):
+                    session.up(part)
+            session.down()
+
+    def losses(self) -> dict[int, Tensor]:
+        """The mean loss of every part that learned, detached."""
+        if len(self.sessions) == 1:
+            return self.sessions[0].losses
+        total = sum(self.sizes)
+        return {
+            part: sum(
+                (s.losses[part] * (n / total) for s, n in zip(self.sessions, self.sizes, strict=True)),
+                start=torch.zeros((), device=self.sessions[0].losses[part].device),
+            )
+            for part in sorted(self.sessions[0].losses)
+        }

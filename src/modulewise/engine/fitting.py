@@ -1,0 +1,216 @@
+"""Run a schedule over a loader: the schedule says who learns from which batch, this does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import DataError, MethodError
+from ..partition.tree import plain
+from ..schedules import FINAL, Event, Schedule, Sequential, State, Work
+from .batches import Batch
+from .evaluating import Evaluation
+from .features import FeatureCache, frozen_boundaries
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+__all__ = ["Epoch", "run_schedule"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data came to.
+
+    Args:
+        epoch: index of the pass.
+        part: the part in training, or None where all were.
+        losses: mean loss of every part that learned.
+        seconds: wall time of the pass, validation apart.
+        steps: training steps so far.
+        validation: loss and accuracy on the validation batches, if given; with a part in training, of the whole model as
+            it is.
+    """
+
+    epoch: int
+    part: int | None
+    losses: dict[int, float]
+    seconds: float
+    steps: int
+    validation: Evaluation | None = None
+
+
+class _Pass:
+    """Sums of one pass."""
+
+    def __init__(self) -> None:
+        self.started, self.batches = perf_counter(), 0
+        self.sums: dict[int, Tensor] = {}
+
+    def add(self, losses: dict[int, Tensor]) -> None:
+        self.batches += 1
+        for part, loss in losses.items():
+            self.sums[part] = self.sums[part] + loss if part in self.sums else loss.clone()
+
+    def mean(self) -> dict[int, float]:
+        return {part: float(total) / self.batches for part, total in sorted(self.sums.items())}
+
+
+class _Fit:
+    def __init__(self, trainer: Trainer, loader: Iterable[Any], schedule: Schedule) -> None:
+        self.trainer, self.loader, self.schedule = trainer, loader, schedule
+        self.cache = FeatureCache(limit_bytes=schedule.cache_bytes if isinstance(schedule, Sequential) else 0)
+        self.cached = False
+
+    def batches(self, work: Work) -> Iterator[tuple[Tensor | None, Any, Any]]:
+        """(indices or None, x, y) of one pass."""
+        if work.upstream == FINAL and work.part > 0:
+            self._fill(work.part)
+        if self.cached:
+            yield from self.loader.with_indices()  # type: ignore[attr-defined]
+            return
+        for x, y in self.loader:
+            yield None, x, y
+
+    def _fill(self, part: int) -> None:
+        """Keep the features of the finished parts, where samples come back unchanged and nothing else is read."""
+        loader, partition = self.loader, self.trainer.partition
+        keeps = hasattr(loader, "indexed") and not loader.augmented and getattr(loader, "views", 1) == 1
+        if not keeps or partition.ports or self.cache.limit_bytes == 0:
+            self.cached = False
+            return
+        if self.cache.index != part - 1:
+            self.cached = self.cache.advance(partition, part - 1, loader.indexed(), len(loader.split))  # type: ignore[attr-defined]
+
+    def open(self, work: Work, indices: Tensor | None, x: Any, y: Any) -> Batch:
+        """The batch a piece of work begins with."""
+        trainer = self.trainer
+        views = getattr(self.loader, "views", 1)
+        trainer._check(x, y, views)
+        if work.upstream != FINAL or work.part == 0:
+            return trainer.batch(x, y, views=views)
+        known = {self.cache.index: self.cache.rows(indices, x)} if self.cached and indices is not None else {}
+        boundaries = frozen_boundaries(trainer.partition, work.part, plain(x), known)
+        needed = set(trainer.partition.plans(plain(x))[work.part].reads)
+        return trainer.batch(x, y, views=views, boundaries={k: h for k, h in boundaries.items() if k in needed})
+
+
+def _check(trainer: Trainer, schedule: Schedule, epochs: int) -> None:
+    if epochs < 1:
+        raise MethodError(f"epochs={epochs}, expected at least 1")
+    feedback = (
+        any(o.waits or o.hears or o.reads_input_gradient for o in trainer.objectives) or trainer.solver is not None
+    )
+    if feedback and not schedule.allows_feedback:
+        raise MethodError(
+            f"{type(trainer.method).__name__} needs later parts in the same step, which {type(schedule).__name__} does "
+            "not run; use schedules.simultaneous or a method without feedback"
+        )
+
+
+def run_schedule(
+    trainer: Trainer,
+    loader: Iterable[Any],
+    *,
+    epochs: int,
+    schedule: Schedule,
+    validate: Iterable[Any] | None,
+    callbacks: Sequence[Callable[[Epoch], None]],
+    checkpoint: str | Path | None,
+    every: int | None,
+) -> list[Epoch]:
+    """See `Trainer.fit`."""
+    _check(trainer, schedule, epochs)
+    modes = [(module, module.training) for module in trainer.partition.model.modules()]
+    trainer.partition.model.train()
+    try:
+        loop = _loop(trainer, loader, epochs, schedule)
+        history: list[Epoch] = []
+        for epoch in loop:
+            if epoch is None:
+                if checkpoint is not None and every is not None and trainer.steps % every == 0:
+                    trainer.save(checkpoint, loader=loader)
+                continue
+            if validate is not None:
+                epoch = replace(epoch, validation=trainer.evaluate(validate))
+            history.append(epoch)
+            if checkpoint is not None and every is None:
+                trainer.save(checkpoint, loader=loader)
+            for callback in callbacks:
+                callback(epoch)
+        return history
+    finally:
+        trainer.progress = None
+        for module, mode in modes:
+            module.training = mode
+
+
+def _loop(trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule) -> Iterator[Epoch | None]:
+    """Yield None after every step and an `Epoch` after every pass; `trainer.progress` says where it stands."""
+    fit = _Fit(trainer, loader, schedule)
+    state = schedule.start(parts=len(trainer.partition), epochs=epochs)
+    if trainer.progress is not None:
+        state = replace(trainer.progress, epochs=epochs)
+    state, work = schedule.next(state, Event.START)
+    batches: Iterator[tuple[Tensor | None, Any, Any]] | None = None
+    sums = _Pass()
+    while work is not None:
+        if batches is None:
+            batches, sums = fit.batches(work), _Pass()
+        item = next(batches, None)
+        if item is None:
+            if work.batch == 0:
+                raise DataError("the loader gives no batch, expected at least one; is it a spent iterator?")
+            state, following = schedule.next(state, Event.EXHAUSTED)
+            trainer.progress = state
+            yield _end(trainer, work, following, sums)
+            work, batches = following, None
+            continue
+        state, work = _step(trainer, fit, schedule, state, work, item, sums)
+        yield None
+
+
+def _step(
+    trainer: Trainer,
+    fit: _Fit,
+    schedule: Schedule,
+    state: State,
+    work: Work,
+    item: tuple[Tensor | None, Any, Any],
+    sums: _Pass,
+) -> tuple[State, Work | None]:
+    """All work on one batch."""
+    if trainer.solver is not None:
+        sums.add(trainer.step(item[1], item[2]))
+        following: Work | None = work
+        for _ in range(len(trainer.partition)):
+            state, following = schedule.next(state, Event.DONE)
+        trainer.progress = state
+        return state, following
+    batch, here = fit.open(work, *item), (work.epoch, work.batch)
+    with trainer.guarded():
+        current: Work | None = work
+        while current is not None and (current.epoch, current.batch) == here:
+            batch.up(current.part)
+            state, current = schedule.next(state, Event.DONE)
+        batch.down()
+    trainer.steps += 1
+    sums.add(batch.losses())
+    trainer.progress = state
+    return state, current
+
+
+def _end(trainer: Trainer, work: Work, following: Work | None, sums: _Pass) -> Epoch:
+    """Close a pass: learning rates move; a part that is final lets its optimiser go."""
+    alone = work.upstream == FINAL
+    for part in [work.part] if alone else range(len(trainer.partition)):
+        trainer.updater.epoch_end(part)
+        if alone and (following is None or following.part != part):
+            trainer.updater.release(part)
+    seconds = perf_counter() - sums.started
+    return Epoch(work.epoch, work.part if alone else None, sums.mean(), seconds, trainer.steps)

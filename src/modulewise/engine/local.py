@@ -1,0 +1,261 @@
+"""Run one step over a partition in this process: each part learns as soon as it can, then forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..objective import Context, Objective, Role, Signal
+from ..partition import Partition
+from ..partition.tree import tensors
+from ..seeding import seed_of, set_generators
+from .updating import Updater
+
+__all__ = ["LocalEngine", "Micro", "Session"]
+
+Calls = Mapping[nn.Module, Callable[..., Any]]
+
+
+class LocalEngine:
+    """What all steps share.
+
+    Args:
+        partition: the parts.
+        objectives: one a part.
+        updater: their optimisers.
+        seed: the run's seed.
+        precision: type of the forward's matrix products; float32 for no autocast.
+        calls: for every part, other calls for modules inside it (compiled, recomputing).
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        objectives: Sequence[Objective],
+        updater: Updater,
+        *,
+        seed: int,
+        precision: torch.dtype,
+        calls: Sequence[Calls],
+    ) -> None:
+        self.partition, self.objectives, self.updater = partition, objectives, updater
+        self.seed, self.precision, self.calls = seed, precision, calls
+
+    def autocast(self, device: str) -> AbstractContextManager[Any]:
+        """Forward in lower precision; no cache, since a cached weight would survive its update."""
+        if self.precision is torch.float32:
+            return nullcontext()
+        return torch.autocast(device, dtype=self.precision, cache_enabled=False)
+
+    def rule(self, part: int) -> AbstractContextManager[None]:
+        """The part's layer rule, installed on the modules it calls."""
+        rule = self.objectives[part].rule
+        if rule is None:
+            return nullcontext()
+        outer = self.partition.part(part).modules()
+        inner = [
+            (f"{name}.{sub}" if sub else name, module) for name, top in outer for sub, module in top.named_modules()
+        ]
+        return rule.installed(inner)
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One slice of a step whose gradients accumulate.
+
+    Args:
+        draw: index that seeds the random draws.
+        last: whether optimisers step after it.
+        decay: what the gradients gathered so far are multiplied with first, n(previous) / n(this).
+        weight: what the sum is multiplied with at the last, n(this) / N, so that a mean over slices is the batch's mean.
+    """
+
+    draw: int = 0
+    last: bool = True
+    decay: float = 1.0
+    weight: float = 1.0
+
+
+class Session:
+    """One batch on its way through the parts, and the messages on their way back.
+
+    Args:
+        engine: what to run on.
+        x: input (N, ...), tuple or mapping.
+        y: labels (N,), (N, T) or (N, H, W).
+        views: views stacked along the batch.
+        step: index of the training step, as shown to objectives and in errors.
+        boundaries: boundaries at hand already, by index, where parts below are not to run.
+        micro: which slice of the step this batch is.
+    """
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        x: Any,
+        y: Any,
+        *,
+        views: int = 1,
+        step: int = 0,
+        boundaries: Mapping[int, Tensor] | None = None,
+        micro: Micro | None = None,
+    ) -> None:
+        self.engine, self.x, self.y, self.views = engine, x, y, views
+        self.step, self.micro = step, micro or Micro(draw=step)
+        self.device = tensors(x)[0].device.type
+        self.plans = engine.partition.plans(x)
+        self.readers = {index: part for part, plan in enumerate(self.plans) for index in plan.reads}
+        self.boundaries: dict[int, Tensor] = dict(boundaries or {})
+        self.mail: dict[int, dict[int, Any]] = {}
+        self.waiting: dict[int, tuple[dict[int, Tensor], Any]] = {}
+        self.hearing: dict[int, Context] = {}
+        self.losses: dict[int, Tensor] = {}
+
+    def up(self, part: int) -> None:
+        """Run a part; let it learn unless it waits for messages."""
+        objective = self.engine.objectives[part]
+        fed = {
+            index: self.boundaries[index].detach().requires_grad_(objective.reads_input_gradient)
+            for index in self.plans[part].reads
+        }
+        keep = not (objective.waits and objective.recompute)
+        with torch.set_grad_enabled(keep):
+            h_out = self._run(part, fed)
+        if part < len(self.engine.partition) - 1:
+            self.boundaries[part] = h_out.detach()
+        if objective.waits:
+            self.waiting[part] = (fed, h_out if keep else None)
+        else:
+            self._learn(part, fed, h_out)
+        del h_out
+        self._forget(part)
+
+    def down(self) -> None:
+        """Deliver what waits, from the top part down, and end the step."""
+        for part in sorted(self.waiting, reverse=True):
+            fed, h_out = self.waiting.pop(part)
+            if h_out is None:
+                with torch.enable_grad():
+                    h_out = self._run(part, fed, recomputing=True)
+            self._learn(part, fed, h_out)
+            del fed, h_out
+        if self.micro.last:
+            self.engine.updater.finish(self.step)
+
+    def _run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False) -> Any:
+        def enter(index: int) -> None:
+            set_generators(seed_of(self.engine.seed, self.micro.draw, index))
+
+        with self.engine.rule(part), self.engine.autocast(self.device):
+            return self.engine.partition.run(
+                part,
+                self.x,
+                fed,
+                enter=enter,
+                recomputing=recomputing,
+                calls=self.engine.calls[part],
+                plan=self.plans[part],
+            )
+
+    def _learn(self, part: int, fed: dict[int, Tensor], h_out: Any) -> None:
+        engine, objective = self.engine, self.engine.objectives[part]
+        context = self._context(part, fed, h_out)
+        set_generators(seed_of(engine.seed, self.micro.draw, part, "objective"))
+        with engine.autocast(self.device):
+            signal = objective(context)
+        finite = self._note(part, signal)
+        self._backward(part, signal, context, tuple(fed.values()))
+        for receiver, message in objective.messages(context).items():
+            self.mail.setdefault(receiver, {})[part] = message
+        if objective.hears:
+            self.hearing[part] = replace(context, h_out=h_out.detach(), feedback={})
+        del context, signal, h_out
+        if self.micro.last:
+            self._update(part, (Role.PART, objective.role), finite)
+        for earlier in sorted(self.hearing, reverse=True):
+            self._hear(earlier)
+
+    def _context(self, part: int, fed: Mapping[int, Tensor], h_out: Any) -> Context:
+        def run(h: Any) -> Any:
+            x, given = (h, fed) if part == 0 else (self.x, {**fed, part - 1: h})
+            session = self if part else Session(self.engine, x, self.y, step=self.step, micro=self.micro)
+            return session._run(part, given, recomputing=True)
+
+        return Context(
+            h_in=fed[part - 1] if part else self.x,
+            h_out=h_out,
+            x=self.x,
+            y=self.y,
+            views=self.views,
+            part=part,
+            step=self.step,
+            feedback=self.mail.pop(part, {}),
+            ports={index: h for index, h in fed.items() if index != part - 1},
+            run=run,
+        )
+
+    def _note(self, part: int, signal: Signal) -> Tensor | None:
+        shown = signal.shown()
+        finite = self.engine.updater.check(part, self.step, shown)
+        self.losses.setdefault(part, shown)
+        return finite
+
+    def _backward(self, part: int, signal: Signal, context: Context, fed: tuple[Tensor, ...]) -> None:
+        """Differentiate the signal now, outside any forward, so that the graph goes before the next part runs."""
+        roots: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        scaler = self.engine.updater.scaler(part, self.device)
+        scale = scaler.scale(torch.ones((), device=self.device)) if scaler is not None else None
+        if signal.loss is not None and signal.loss.requires_grad:
+            roots.append(signal.loss)
+            gradients.append(None if scale is None else scale.to(signal.loss.dtype))
+        if signal.gradient is not None and context.h_out.requires_grad:
+            roots.append(context.h_out)
+            gradients.append(signal.gradient if scale is None else signal.gradient * scale)
+        if self.micro.decay != 1.0:
+            for role in (Role.PART, self.engine.objectives[part].role):
+                scale_gradients(self.engine.updater.parameters(part, role), self.micro.decay)
+        if roots:
+            torch.autograd.backward(roots, gradients)
+        if scale is not None:
+            for leaf in fed:
+                if leaf.grad is not None:
+                    leaf.grad /= scale
+
+    def _update(self, part: int, roles: tuple[Role, ...], finite: Tensor | None) -> None:
+        updater = self.engine.updater
+        if self.micro.weight != 1.0:
+            for role in roles:
+                scale_gradients(updater.parameters(part, role), self.micro.weight)
+        updater.update(part, roles, finite)
+
+    def _hear(self, part: int) -> None:
+        if part not in self.mail:
+            return
+        objective = self.engine.objectives[part]
+        context = replace(self.hearing.pop(part), feedback=self.mail.pop(part))
+        set_generators(seed_of(self.engine.seed, self.micro.draw, part, "hear"))
+        with self.engine.autocast(self.device):
+            signal = objective.hear(context)
+        if signal is not None:
+            finite = self._note(part, signal)
+            self._backward(part, signal, context, ())
+            if self.micro.last:
+                self._update(part, (objective.role,), finite)
+
+    def _forget(self, part: int) -> None:
+        """Let go of boundaries that no later part reads."""
+        for index in [index for index in self.boundaries if self.readers[index] <= part]:
+            del self.boundaries[index]
+
+
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply gradients in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients and factor != 1.0:
+        torch._foreach_mul_(gradients, factor)

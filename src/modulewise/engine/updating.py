@@ -1,0 +1,207 @@
+"""Optimisers by part and role: made on demand, clipped, scaled, and held back where a loss is not finite."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import MethodError, NonFiniteLossError
+from ..objective import Objective, Role
+from ..partition import Partition
+
+__all__ = ["OptimizerFactory", "SchedulerFactory", "Updater", "guarded_step"]
+
+OptimizerFactory = Callable[..., Optimizer]
+"""optimizer(parameters) or optimizer(parameters, *, part, role)."""
+
+SchedulerFactory = Callable[[Optimizer], Any]
+"""scheduler(optimizer) -> a torch learning-rate scheduler, stepped once an epoch of its part."""
+
+
+def _takes_roles(factory: OptimizerFactory) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+    return "part" in parameters and "role" in parameters
+
+
+def guarded_step(optimizer: Optimizer, finite: Tensor) -> None:
+    """Step, and take the weights back where `finite` is false, without waiting for the device to say which.
+
+    Args:
+        optimizer: what to step.
+        finite: boolean scalar on the parameters' device.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    before = [p.detach().clone() for p in parameters]
+    optimizer.step()
+    with torch.no_grad():
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(torch.where(finite, parameter, old))
+
+
+class Updater:
+    """The optimisers of a partition and its objectives.
+
+    Args:
+        partition: whose parameters.
+        objectives: whose own parameters, one objective a part.
+        optimizer: a factory of one argument, or of parameters and keywords `part` and `role`.
+        scheduler: a factory of learning-rate schedulers, or None.
+        clip_norm: largest gradient norm (> 0), per part or, with `together`, over all parts; None for no clipping.
+        together: step all parts at the end of the step (global clipping needs every gradient first).
+        scaled: one gradient scaler a part, for half precision.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        objectives: Sequence[Objective],
+        *,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        clip_norm: float | None,
+        together: bool,
+        scaled: bool,
+    ) -> None:
+        self.partition, self.objectives = partition, objectives
+        self.factory, self.scheduler_factory = optimizer, scheduler
+        self.clip_norm, self.together, self.scaled = clip_norm, together, scaled
+        self.roles = _takes_roles(optimizer)
+        self.optimizers: dict[tuple[int, Role], Optimizer] = {}
+        self.schedulers: dict[tuple[int, Role], Any] = {}
+        self.scalers: dict[int, torch.amp.GradScaler] = {}
+        self.steps: dict[int, int] = {}
+        self._flags: list[tuple[int, Tensor]] = []
+        self._stepped: list[int] = []
+        self._waiting: list[tuple[int, Role]] = []
+
+    def parameters(self, part: int, role: Role) -> list[nn.Parameter]:
+        """The trainable parameters of a part in one role."""
+        if role is Role.PART:
+            return [p for p in self.partition.part(part).parameters() if p.requires_grad]
+        objective = self.objectives[part]
+        return [p for p in objective.parameters() if p.requires_grad] if role is objective.role else []
+
+    def optimizer(self, part: int, role: Role) -> Optimizer | None:
+        """The optimiser of a part in one role, made when first asked for; None where there is nothing to train."""
+        key = (part, role)
+        if key not in self.optimizers:
+            parameters = self.parameters(part, role)
+            if not parameters:
+                return None
+            made = self.factory(parameters, part=part, role=role) if self.roles else self.factory(parameters)
+            if not isinstance(made, Optimizer):
+                raise MethodError(f"optimizer= returned {type(made).__name__}, expected a torch.optim.Optimizer")
+            self.optimizers[key] = made
+            if self.scheduler_factory is not None:
+                self.schedulers[key] = self.scheduler_factory(made)
+        return self.optimizers[key]
+
+    def all(self) -> None:
+        """Make every optimiser now, so that an unfit factory is found before the first step."""
+        for part in range(len(self.partition)):
+            for role in (Role.PART, self.objectives[part].role):
+                self.optimizer(part, role)
+
+    def release(self, part: int) -> None:
+        """Forget a part's optimisers and their state, once the part is final."""
+        for key in [key for key in self.optimizers if key[0] == part]:
+            del self.optimizers[key]
+            self.schedulers.pop(key, None)
+
+    def scaler(self, part: int, device: str) -> torch.amp.GradScaler | None:
+        """The gradient scaler of a part, in half precision."""
+        if not self.scaled:
+            return None
+        if part not in self.scalers:
+            self.scalers[part] = torch.amp.GradScaler(device)
+        return self.scalers[part]
+
+    def check(self, part: int, step: int, shown: Tensor) -> Tensor | None:
+        """Stop before a part whose loss is not finite; on an accelerator return a flag instead of waiting for it."""
+        finite = torch.isfinite(shown).all()
+        if shown.device.type != "cpu":
+            self._flags.append((part, finite))
+            return finite
+        if not finite:
+            raise NonFiniteLossError(part=part, step=step, stepped=tuple(self._stepped))
+        return None
+
+    def update(self, part: int, roles: Sequence[Role], finite: Tensor | None) -> None:
+        """Step a part's optimisers and let its gradients go; or note that they wait for the others."""
+        keys = [(part, role) for role in roles if self.optimizer(part, role) is not None]
+        if self.together:
+            self._waiting += keys
+            return
+        if self.clip_norm is not None:
+            self._clip([p for key in keys for p in self.parameters(*key)], part)
+        self._step(keys, finite)
+
+    def _clip(self, parameters: list[nn.Parameter], part: int) -> None:
+        assert self.clip_norm is not None
+        if part in self.scalers:
+            for key, optimizer in self.optimizers.items():
+                if key[0] == part:
+                    self.scalers[part].unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+    def _step(self, keys: Sequence[tuple[int, Role]], finite: Tensor | None) -> None:
+        for part, role in keys:
+            optimizer = self.optimizers[part, role]
+            if part in self.scalers:
+                self.scalers[part].step(optimizer)
+            elif finite is not None:
+                guarded_step(optimizer, finite)
+            else:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if role is Role.PART:
+                self._stepped.append(part)
+                self.steps[part] = self.steps.get(part, 0) + 1
+        for part in {part for part, _ in keys}:
+            if part in self.scalers:
+                self.scalers[part].update()
+
+    def finish(self, step: int) -> None:
+        """End a step: one look at the flags of an accelerator; clip and step what waited for every gradient."""
+        good = torch.stack([flag for _, flag in self._flags]).tolist() if self._flags else []
+        bad = [part for (part, _), ok in zip(self._flags, good, strict=True) if not ok]
+        if bad:
+            stepped = tuple(part for part in self._stepped if part not in bad)
+            raise NonFiniteLossError(part=bad[0], step=step, stepped=stepped)
+        if self._waiting:
+            if self.clip_norm is not None:
+                self._clip_together()
+            self._step(self._waiting, None)
+        self.reset()
+
+    def _clip_together(self) -> None:
+        for part, role in self._waiting:
+            if part in self.scalers:
+                self.scalers[part].unscale_(self.optimizers[part, role])
+        parameters = [p for key in sorted(set(self._waiting)) for p in self.parameters(*key)]
+        assert self.clip_norm is not None
+        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+    def reset(self) -> None:
+        """Forget what the present step noted."""
+        self._flags, self._stepped, self._waiting = [], [], []
+
+    def clear(self) -> None:
+        """Drop every gradient, as after an error in mid-step."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.reset()
+
+    def epoch_end(self, part: int) -> None:
+        """Step the learning-rate schedulers of a part."""
+        for key, scheduler in self.schedulers.items():
+            if key[0] == part:
+                scheduler.step()

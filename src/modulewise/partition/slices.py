@@ -1,0 +1,130 @@
+"""The slices between cut points: what each keeps and costs, and the blocks that heads may copy."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..balance import Slice
+from .boundary import Block, Boundary
+from .crossings import parameters_between, single_output
+from .recording import END, Call
+from .running import run_part
+from .tree import batch_size, tensors
+from .verification import undisturbed
+
+if TYPE_CHECKING:
+    from .cutting import Survey
+
+__all__ = ["blocks_after", "measure_slices", "steps"]
+
+
+def measure_slices(survey: Survey, points: list[Call], example: Any) -> list[Slice]:
+    """Run every slice forward and backward at the example's batch size and note what it keeps and how long it takes.
+
+    Slices run one at a time, so that a model too large to train whole can be measured.
+    """
+    model, n = survey.model, batch_size(example)
+    plans = survey.plans(points)
+    named = dict(model.named_parameters())
+    edges = [-1, *(point.exit for point in points), END]
+    slices: list[Slice] = []
+    boundaries: list[Tensor] = []
+    with undisturbed(model, training=True):
+        for index, plan in enumerate(plans):
+            fed = {j: boundaries[j].detach().requires_grad_() for j in plan.reads}
+            out, saved, seconds = _measure(model, plan, index, example, fed, n)
+            owned = [named[name] for name in parameters_between(survey.small, edges[index], edges[index + 1])]
+            slices.append(
+                Slice(
+                    name=points[index].name if index < len(points) else "",
+                    parameters=sum(p.numel() for p in owned),
+                    parameter_bytes=sum(p.numel() * p.element_size() for p in owned),
+                    saved_bytes=saved,
+                    output_bytes=sum(t.numel() * t.element_size() for t in tensors(out)),
+                    seconds=seconds,
+                )
+            )
+            if index < len(points):
+                boundaries.append(out)
+    return slices
+
+
+def _measure(model: nn.Module, plan: Any, index: int, x: Any, fed: dict[int, Tensor], n: int) -> tuple[Any, int, float]:
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    started = perf_counter()
+    with torch.enable_grad():
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = run_part(model, plan, index, x, fed, n=n)
+        roots = [t for t in tensors(out) if t.requires_grad and t.is_floating_point()]
+        leaves = [p for p in model.parameters() if p.requires_grad] + list(fed.values())
+        if roots:
+            torch.autograd.grad(roots, leaves, [torch.ones_like(t) for t in roots], allow_unused=True)
+    seconds = perf_counter() - started
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach(), out), sum(saved.values()), seconds
+
+
+def steps(survey: Survey, start: int, stop: int) -> list[tuple[Call, bool]]:
+    """The calls from candidate to candidate within (start, stop], each with whether it holds a kernel."""
+    kernels = {name for name, parameter in survey.model.named_parameters() if parameter.ndim > 1}
+    found: list[tuple[Call, bool]] = []
+    position = start
+    for candidate in survey.candidates():
+        if start < candidate.exit <= stop:
+            call = _since(survey, candidate, position)
+            if call is not None and len(call.inputs) == 1:
+                found.append((call, bool(kernels & set(parameters_between(survey.small, position, call.exit)))))
+            position = candidate.exit
+    return found
+
+
+def blocks_after(survey: Survey, clock: int) -> tuple[Block, ...]:
+    """The modules called after a clock with one tensor in, one out and a kernel, grouped with what follows them.
+
+    A block is one module, or a run of modules (convolution, normalisation, activation) as an `nn.Sequential` of the
+    user's own modules, to be copied from.
+    """
+    groups: list[list[Call]] = []
+    for call, starts in steps(survey, clock, END):
+        if starts:
+            groups.append([call])
+        elif groups and groups[-1][-1].outputs[0].shape == call.inputs[0].shape:
+            groups[-1].append(call)
+    return tuple(_block(survey, group) for group in groups)
+
+
+def _since(survey: Survey, candidate: Call, clock: int) -> Call | None:
+    """The outermost call that begins after a clock and ends where the candidate ends."""
+    busy = [operation.clock for operation in survey.small.operations if operation.clock <= candidate.exit]
+    ends = [
+        call
+        for call in survey.small.calls
+        if call.enter > clock and busy[-1] < call.exit <= candidate.exit and single_output(call) is not None
+    ]
+    return min(ends, key=lambda call: call.enter, default=None)
+
+
+def _block(survey: Survey, group: list[Call]) -> Block:
+    first, last = group[0], group[-1]
+    output = survey.boundary(last)
+    shape = (survey.n, *first.inputs[0].shape[1:])
+    below = Boundary(first.name, shape, output.dtype, _input_axis(survey, first, output))
+    module = first.module if len(group) == 1 else nn.Sequential(*(call.module for call in group))
+    return Block(first.name, module, below, output)
+
+
+def _input_axis(survey: Survey, call: Call, output: Boundary) -> int:
+    """The channel axis of a call's input: its own, where it is as deep as the output's."""
+    same_depth = len(call.inputs[0].shape) == len(output.shape)
+    return output.channel_axis if same_depth else (1 if len(call.inputs[0].shape) != 3 else -1)

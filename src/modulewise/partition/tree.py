@@ -1,0 +1,86 @@
+"""Tensors inside nested tuples, lists and mappings: what a model takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from ..errors import DataError
+
+__all__ = ["batch_size", "call_model", "map_tensors", "rebatch", "signature", "tensors"]
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in a tree, in order.
+
+    >>> len(tensors({"a": torch.zeros(2), "b": (torch.ones(1), None)}))
+    2
+    """
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The tree with every tensor replaced by function(tensor)."""
+    return function(tree) if isinstance(tree, Tensor) else tree_map_only(Tensor, function, tree)
+
+
+def plain(x: Any) -> Any:
+    """A mapping of any kind as a dict, a list as a tuple; a tensor as it is."""
+    if isinstance(x, Mapping):
+        return dict(x)
+    return tuple(x) if isinstance(x, list) else x
+
+
+def call_model(model: Callable[..., Any], x: Any) -> Any:
+    """Call a model the way its input is shaped: a tensor, a tuple of arguments or a mapping of keywords."""
+    if isinstance(x, Mapping):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple | list) else model(x)
+
+
+def batch_size(x: Any) -> int:
+    """N: the length of axis 0 of the first tensor in x.
+
+    Raises:
+        DataError: x holds no tensor with a batch axis.
+    """
+    for leaf in tensors(x):
+        if leaf.ndim:
+            return int(leaf.shape[0])
+    raise DataError(f"the input is {type(x).__name__}, expected a tensor, tuple or mapping with a batch axis")
+
+
+def rebatch(x: Any, size: int) -> Any:
+    """The first samples of x, repeated as needed, as a batch of another size; unbatched leaves stay.
+
+    >>> rebatch(torch.tensor([5, 6]), 3)
+    tensor([5, 6, 5])
+    """
+    n = batch_size(x)
+    return map_tensors(
+        lambda leaf: leaf[torch.arange(size, device=leaf.device) % n] if leaf.ndim and leaf.shape[0] == n else leaf,
+        x,
+    )
+
+
+def signature(x: Any) -> tuple[Any, ...]:
+    """What a recording depends on: the input's structure and shapes, but for the batch size.
+
+    >>> signature(torch.zeros(2, 3)) == signature(torch.zeros(5, 3)), signature(torch.zeros(2, 4))[1]
+    (True, (((None, 4), torch.float32),))
+    """
+    n = batch_size(x)
+    leaves, spec = tree_flatten(plain(x))
+    shapes = tuple(
+        ((None, *leaf.shape[1:]) if leaf.ndim and leaf.shape[0] == n else tuple(leaf.shape), leaf.dtype)
+        if isinstance(leaf, Tensor)
+        else leaf
+        for leaf in leaves
+    )
+    return (str(spec), shapes)

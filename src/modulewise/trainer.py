@@ -1,0 +1,295 @@
+"""Partition x method x optimiser factory: `step`, `fit`, `evaluate`, `predict`, `save`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import schedules
+from .checkpoint import restore, write
+from .engine.batches import Batch
+from .engine.evaluating import Evaluation, evaluate
+from .engine.features import evaluating
+from .engine.fitting import Epoch, run_schedule
+from .engine.local import LocalEngine
+from .engine.pieces import compiled, recomputing
+from .engine.updating import OptimizerFactory, SchedulerFactory, Updater
+from .errors import DataError, MethodError
+from .method import Locality, Method, PartwiseMethod, Reach, Solver, SolverMethod
+from .objective import Loss, Objective, Site
+from .partition import Partition
+from .partition.tree import batch_size, call_model, plain, tensors
+from .seeding import preserved_generators, seed_of, set_generators
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Trains a partition with a method; the user's model is the trained object.
+
+    Args:
+        partition: the parts.
+        method: what gives each part its learning signal.
+        loss: loss(output, y) -> scalar, the task's, on the model's raw output; the last part minimises it.
+        optimizer: factory `optimizer(parameters)` or `optimizer(parameters, *, part, role)`; called for every part and
+            role (`part`, `head`, `feedback`) with something to train. A method with its own update takes none.
+        scheduler: factory `scheduler(optimizer)` of a torch learning-rate scheduler, stepped once an epoch of its part.
+        clip_norm: largest gradient norm (> 0): per part, heads included, for local methods; over all parts for global
+            ones. None for no clipping.
+        precision: torch.float32, torch.bfloat16 or torch.float16 (one gradient scaler a part) for the forward.
+        accumulate: slices a batch is cut into, >= 1; exact for losses that are means over samples, without batch
+            normalisation (whose statistics are those of a slice).
+        compile: compile the modules between the cuts.
+        recompute: keep only the inputs of the composite modules inside a part and run them again in its backward.
+        seed: seed of heads and of all random draws.
+
+    Raises:
+        MethodError: the method does not fit the partition, or optimizer= is missing or of no use.
+
+    >>> import modulewise as mw
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> partition = mw.Partition(model, cuts=["1"], example=torch.randn(2, 4))
+    >>> trainer = mw.Trainer(
+    ...     partition,
+    ...     mw.methods.DGL(classes=3),
+    ...     loss=torch.nn.functional.cross_entropy,
+    ...     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    ... )
+    >>> sorted(trainer.step(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])))
+    [0, 1]
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        method: Method,
+        *,
+        loss: Loss,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        clip_norm: float | None = None,
+        precision: torch.dtype = torch.float32,
+        accumulate: int = 1,
+        compile: bool = False,
+        recompute: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if precision not in (torch.float32, torch.bfloat16, torch.float16):
+            raise MethodError(f"precision={precision}, expected torch.float32, torch.bfloat16 or torch.float16")
+        if accumulate < 1:
+            raise MethodError(f"accumulate={accumulate}, expected at least 1")
+        if clip_norm is not None and clip_norm <= 0:
+            raise MethodError(f"clip_norm={clip_norm}, expected a positive number or None")
+        self.partition, self.method, self.loss, self.seed = partition, method, loss, seed
+        self.accumulate = accumulate
+        self.steps = 0
+        self.progress: schedules.State | None = None
+        self.solver: Solver | None = None
+        self.objectives: list[Objective] = []
+        if isinstance(method, SolverMethod):
+            if optimizer is not None:
+                raise MethodError(f"{type(method).__name__} has its own update and takes no optimizer; leave it out")
+            self.solver = method.solver(partition, loss=loss, seed=seed)
+        elif isinstance(method, PartwiseMethod):
+            if optimizer is None:
+                raise MethodError(f"{type(method).__name__} needs optimizer=, a factory such as torch.optim.SGD's")
+            self.objectives = _objectives(partition, method, loss, seed)
+        else:
+            raise MethodError(f"method is {type(method).__name__}, expected one of modulewise.methods")
+        self.updater = Updater(
+            partition,
+            self.objectives,
+            optimizer=optimizer or torch.optim.SGD,
+            scheduler=scheduler,
+            clip_norm=clip_norm,
+            together=clip_norm is not None and method.locality.reach is Reach.GLOBAL,
+            scaled=precision is torch.float16,
+        )
+        self.engine = LocalEngine(
+            partition,
+            self.objectives,
+            self.updater,
+            seed=seed,
+            precision=precision,
+            calls=_calls(partition, compile=compile, recompute=recompute),
+        )
+
+    @property
+    def locality(self) -> Locality:
+        """What may influence a part's update: the method's, or `port` where a skip reads an earlier boundary."""
+        locality = self.method.locality
+        return Locality(Reach.PORT) if locality.reach is Reach.STRICT and self.partition.ports else locality
+
+    def step(self, x: Any, y: Any, *, views: int = 1) -> dict[int, Tensor]:
+        """Let every part learn from one batch.
+
+        Args:
+            x: input: tensor (views N, ...), tuple or mapping.
+            y: labels (N,), (N, T) or (N, H, W).
+            views: views of every sample stacked along the batch of x.
+
+        Returns:
+            For every part that learned its loss, detached, on the device.
+
+        Raises:
+            DataError: x and y do not fit, or a label is out of range.
+            NonFiniteLossError: a part's loss is not finite; that part's weights are untouched.
+        """
+        self._check(x, y, views)
+        if self.solver is not None:
+            losses = self.solver.step(x, y, step=self.steps)
+            self.steps += 1
+            return losses
+        batch = self.batch(x, y, views=views)
+        with self.guarded():
+            for part in range(len(self.partition)):
+                batch.up(part)
+            batch.down()
+        self.steps += 1
+        return batch.losses()
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        *,
+        epochs: int,
+        schedule: schedules.Schedule = schedules.simultaneous,
+        validate: Iterable[Any] | None = None,
+        callbacks: Sequence[Callable[[Epoch], None]] = (),
+        checkpoint: str | Path | None = None,
+        every: int | None = None,
+    ) -> list[Epoch]:
+        """Train for a number of passes over the data; in train mode, with each module's own mode back afterwards.
+
+        Args:
+            loader: batches (x, y), once an iteration; ours resumes in mid-epoch.
+            epochs: passes per part, >= 1.
+            schedule: `schedules.simultaneous` or `schedules.sequential`.
+            validate: batches to evaluate on after every epoch.
+            callbacks: called after every epoch with an `Epoch`.
+            checkpoint: folder to save to; a trainer loaded from it goes on where it was saved.
+            every: save every so many steps; None: after every epoch.
+
+        Raises:
+            DataError: the loader gives no batch.
+            MethodError: the method sends feedback and the schedule has no later parts to send it.
+        """
+        return run_schedule(
+            self,
+            loader,
+            epochs=epochs,
+            schedule=schedule,
+            validate=validate,
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+            every=every,
+        )
+
+    def evaluate(self, loader: Iterable[Any]) -> Evaluation:
+        """Mean loss and accuracy of the whole model over batches (x, y), in eval mode."""
+        return evaluate(self.partition.model, loader, self.loss)
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> Any:
+        """The model's raw output on x, in eval mode."""
+        with evaluating(self.partition.model):
+            return call_model(self.partition.model, plain(x))
+
+    def save(self, folder: str | Path, *, loader: Any = None) -> None:
+        """Write a checkpoint: safetensors and JSON, complete or not at all.
+
+        Args:
+            folder: a new or empty folder, or one of this trainer's earlier checkpoints.
+            loader: a loader with `state_dict()`, saved along.
+        """
+        write(self, Path(folder), loader=loader)
+
+    def load(self, folder: str | Path, *, loader: Any = None) -> Trainer:
+        """Take the state of a checkpoint into this trainer, made with the same partition, method and optimiser.
+
+        Args:
+            folder: where `save` wrote.
+            loader: a loader with `load_state_dict()`, put where it was.
+
+        Raises:
+            CheckpointError: nothing there, damaged, or of another experiment; nothing has been changed.
+        """
+        restore(self, Path(folder), loader=loader)
+        return self
+
+    def batch(self, x: Any, y: Any, *, views: int = 1, boundaries: dict[int, Tensor] | None = None) -> Batch:
+        """One batch for the engine, part by part."""
+        return Batch(
+            self.engine,
+            plain(x),
+            y,
+            views=views,
+            step=self.steps,
+            accumulate=self.accumulate,
+            boundaries=boundaries,
+        )
+
+    def guarded(self) -> _Guard:
+        """Generators put back, and gradients dropped if the block fails."""
+        return _Guard(self.updater)
+
+    def _check(self, x: Any, y: Any, views: int) -> None:
+        if not tensors(x):
+            raise DataError(f"x is {type(x).__name__} without a tensor, expected a tensor, tuple or mapping of tensors")
+        if isinstance(y, Tensor):
+            if y.ndim and y.shape[0] * views != batch_size(x):
+                raise DataError(
+                    f"y has {y.shape[0]} rows for {batch_size(x)} of x with views={views}, expected x to have views * N"
+                )
+            classes = getattr(self.method, "classes", None)
+            if classes and y.device.type == "cpu" and not y.is_floating_point() and y.numel():
+                low, high = int(y.min()), int(y.max())
+                if (low < 0 and low != -100) or high >= classes:
+                    raise DataError(
+                        f"labels reach from {low} to {high}, expected 0 to {classes - 1} (classes={classes})"
+                    )
+
+
+class _Guard:
+    def __init__(self, updater: Updater) -> None:
+        self.updater, self.generators = updater, preserved_generators()
+
+    def __enter__(self) -> None:
+        self.generators.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.generators.__exit__(None, None, None)
+        if kind is not None:
+            self.updater.clear()
+
+
+def _objectives(partition: Partition, method: PartwiseMethod, loss: Loss, seed: int) -> list[Objective]:
+    """One objective a part, on the part's device, its heads drawn from a seed of their own."""
+    objectives = []
+    with preserved_generators():
+        for part in partition.parts:
+            site = Site(
+                part.index,
+                len(partition),
+                part.input,
+                part.output,
+                loss,
+                blocks=lambda index=part.index: partition.blocks(index),  # type: ignore[misc]
+            )
+            set_generators(seed_of(seed, "heads", part.index))
+            objective = method.objective(site)
+            first = next(partition.model.parameters(), None)
+            objectives.append(objective if first is None else objective.to(first.device))
+    return objectives
+
+
+def _calls(partition: Partition, *, compile: bool, recompute: bool) -> list[Any]:
+    if compile and recompute:
+        raise MethodError("compile=True and recompute=True were both given, expected one; choose speed or memory")
+    if compile:
+        return list(compiled(partition))
+    return list(recomputing(partition)) if recompute else [{} for _ in partition.parts]
