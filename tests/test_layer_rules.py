@@ -48,6 +48,7 @@ def pass_through(module: nn.Module, x: Tensor, rule: FeedbackWeights | None) -> 
     return [y.detach(), x.grad, *[p.grad for p in module.parameters() if p.grad is not None]]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", LAYERS)
 def test_tied_to_the_live_weight_it_is_the_chain_rule_bit_for_bit(name):
     torch.manual_seed(0)
@@ -60,6 +61,7 @@ def test_tied_to_the_live_weight_it_is_the_chain_rule_bit_for_bit(name):
         assert torch.equal(left, right)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("name", LAYERS)
 def test_untied_the_error_passes_by_b_and_weights_learn_by_the_chain_rule(name):
     """Oracle: the same layer with B for its weight gives the gradient of x; the layer itself those of W and b."""

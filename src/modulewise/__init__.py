@@ -4,7 +4,7 @@ A user brings any `nn.Module`; modulewise cuts it into parts, gives each part it
 one after another or side by side. See `Partition`, `Trainer` and the methods in `modulewise.methods`.
 """
 
-from . import balance, data, heads, losses, metering, methods, models, schedules
+from . import balance, checks, data, heads, losses, metering, methods, models, schedules
 from .errors import ModulewiseError
 from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
 from .objective import Context, Objective, Role, Signal, Site
@@ -34,6 +34,7 @@ __all__ = [
     "SolverMethod",
     "Trainer",
     "balance",
+    "checks",
     "data",
     "heads",
     "losses",

@@ -117,13 +117,13 @@ def _geometry(module: nn.Module, x: Tensor) -> tuple[ConvolutionGeometry | None,
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return None, x
     padding = _padding(module)
-    zeros = module.padding_mode == "zeros"
-    if not zeros or any(before != after for before, after in padding):
-        mode = "constant" if zeros else module.padding_mode
-        x = F.pad(x, list(chain.from_iterable(reversed(padding))), mode=mode)
-        padding = [(0, 0) for _ in padding]
-    pads = tuple(before for before, _ in padding)
-    return ConvolutionGeometry(module.stride, pads, module.dilation, module.groups), x
+    inside, mode = tuple(before for before, _ in padding), "constant"
+    outside = [(0, after - before) for before, after in padding]
+    if module.padding_mode != "zeros":
+        inside, outside, mode = tuple(0 for _ in padding), padding, module.padding_mode
+    if any(map(any, outside)):
+        x = F.pad(x, list(chain.from_iterable(reversed(outside))), mode=mode)
+    return ConvolutionGeometry(module.stride, inside, module.dilation, module.groups), x
 
 
 def _shadow(module: nn.Module, weight: Callable[[], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -183,8 +183,9 @@ class FeedbackWeights(LayerRule):
         try:
             for name, module in modules:
                 if type(module) in _LAYERS and module not in undo:
+                    forward = _shadow(module, self._source(name, module))
                     undo[module] = module.__dict__.get("forward")
-                    module.__dict__["forward"] = _shadow(module, self._source(name, module))
+                    module.__dict__["forward"] = forward
             yield
         finally:
             for module, previous in undo.items():

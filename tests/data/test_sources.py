@@ -143,12 +143,8 @@ class TestParquet:
 
     def test_an_image_stored_as_a_path_is_read_beside_the_file(self, tmp_path):
         (tmp_path / "a.png").write_bytes(png(pixels(1)[0]))
-        table = pa.table({"image": pa.array([{"bytes": None, "path": "a.png"}]), "label": [0]})
-        table = table.set_column(
-            0,
-            "image",
-            pa.array([{"bytes": None, "path": "a.png"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        )
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        table = pa.table({"image": pa.array([{"bytes": None, "path": "a.png"}], kind), "label": [0]})
         for part in ("train", "test"):
             pq.write_table(table, tmp_path / f"{part}.parquet")
         assert torch.equal(load(str(tmp_path)).test.x, torch.from_numpy(pixels(1))[:, None])
@@ -297,8 +293,11 @@ class TestNames:
         refused(name, package, "pip install 'modulewise[data]'")
 
     def test_digits_need_no_extra(self, monkeypatch):
-        for package in ("pyarrow", "PIL.Image", "datasets"):
-            monkeypatch.setitem(sys.modules, package, None)
+        def extra(package):
+            raise AssertionError(f"{package} was asked for")
+
+        for module in ("files", "images"):
+            monkeypatch.setattr(f"modulewise.data.{module}.extra", extra)
         assert len(load("digits").train) == 1437
 
 

@@ -131,8 +131,30 @@ def test_a_region_names_what_is_made_in_it_and_ends_with_it_even_after_an_error(
     assert split(meter.report(), heads=6 + 5, activations=100)
 
 
+def test_a_region_survives_a_head_whose_own_hook_fails_before_its_forward(split):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    head = nn.Identity()
+    head.register_forward_pre_hook(fail)
+    with MemoryMeter(heads=[head]) as meter:
+        with meter.region(Category.INPUTS):
+            with pytest.raises(ZeroDivisionError):
+                head(torch.ones(2))
+            kept = torch.ones(5)
+        del kept
+    assert split(meter.report(), inputs=5)
+
+
 def test_a_tensor_of_model_and_head_counts_once_as_the_models(split):
     shared = nn.Linear(3, 3, bias=False)
     assert split(measure_step(lambda: None, model=shared, heads=[shared]), parameters=9)
+    optimizer = torch.optim.SGD(shared.parameters(), lr=0.1, momentum=0.9)
+    shared.weight.grad = torch.ones(3, 3)
+    report = measure_step(optimizer.step, model=shared, heads=[shared], optimizers=[optimizer])
+    assert split(report, parameters=9, gradients=9, optimizer=9)
+
+
+def test_buffers_count_with_the_parameters():
     norm = nn.BatchNorm1d(4)
     assert measure_step(lambda: None, model=norm).at_peak[Category.PARAMETERS] == FLOAT * 16 + 8

@@ -96,3 +96,25 @@ def test_only_the_device_asked_for_counts_and_meta_tensors_own_nothing():
 def test_constants_and_arrays_made_in_the_step_count_once(split):
     assert split(measure_step(lambda: torch.tensor([1.0, 2.0, 3.0])), activations=3)
     assert split(measure_step(lambda: torch.from_numpy(torch.ones(3).numpy() * 2)), activations=3)
+
+
+def test_the_split_is_that_of_the_first_moment_of_the_peak_whatever_happens_later(split):
+    x = torch.ones(6)
+    with MemoryMeter(inputs=x) as meter:
+        made = torch.ones(4)
+        made.untyped_storage().resize_(0)  # no longer what it was at the peak
+        with meter.region(Category.HEADS):
+            again = torch.ones(4)  # as much once more
+        del made, again
+        assert split(meter.report(), inputs=6, activations=4)
+        x.untyped_storage().resize_(0)
+    assert split(meter.report(), inputs=6, activations=4)
+    assert meter.report().end_bytes == 0
+
+
+def test_an_operator_that_returns_nothing_but_grows_its_targets_is_seen(split):
+    a, b = torch.ones(3), torch.ones(4)
+    with MemoryMeter(inputs=(a, b)) as meter:
+        out = [torch.empty(0), torch.empty(0)]
+        torch.ops.aten._foreach_neg.out([a, b], out=out)
+    assert split(meter.report(), inputs=7, activations=7)

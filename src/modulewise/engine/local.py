@@ -170,11 +170,13 @@ class Session:
             signal = objective(context)
         finite = self._note(part, signal)
         self._backward(part, signal, context, tuple(fed.values()))
-        for receiver, message in objective.messages(context).items():
+        with engine.autocast(self.device):
+            messages = objective.messages(context)
+        for receiver, message in messages.items():
             self.mail.setdefault(receiver, {})[part] = message
         if objective.hears:
             self.hearing[part] = replace(context, h_out=h_out.detach(), feedback={})
-        del context, signal, h_out
+        del context, signal, h_out, messages
         if self.micro.last:
             self._update(part, (Role.PART, objective.role), finite)
         for earlier in sorted(self.hearing, reverse=True):

@@ -1,0 +1,6 @@
+"""Audits: is a method as local as it says, and does it hold to the contracts."""
+
+from .conformance import Check, Problem, conformance, example_problem, linear_problem
+from .locality import LocalityReport, locality
+
+__all__ = ["Check", "LocalityReport", "Problem", "conformance", "example_problem", "linear_problem", "locality"]
