@@ -56,13 +56,14 @@ class _OutputError(Objective):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self._site = site
+        self.loss = site.loss
+        self._receivers = range(site.part)
         self._error: Tensor | None = None
 
     def forward(self, context: Context) -> Signal:
         """The task loss; dL/d(output) is kept until `messages`."""
         output = _output_tensor(context.h_out)
-        loss = self._site.loss(context.h_out, context.y)
+        loss = self.loss(context.h_out, context.y)
         (self._error,) = torch.autograd.grad(loss, output, retain_graph=True)
         return Signal(loss=loss)
 
@@ -70,7 +71,7 @@ class _OutputError(Objective):
         """dL/d(output), to every earlier part."""
         assert self._error is not None, "messages are made after forward"
         error, self._error = self._error, None
-        return dict.fromkeys(range(self._site.part), error)
+        return dict.fromkeys(self._receivers, error)
 
 
 class _Projected(Objective):

@@ -13,7 +13,7 @@ from ...errors import MethodError
 from ...losses import sum_squared_error
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Role, Signal, Site
-from ..reference.backprop import input_gradients, received_gradient
+from ..reference.backprop import ChainRule, input_gradients, received_gradient
 from .gradient_predictors import GradientPredictor
 
 __all__ = ["SyntheticGradients", "predictor_loss"]
@@ -35,28 +35,25 @@ class _Guessed(Objective):
 
     role: ClassVar[Role] = Role.FEEDBACK
 
-    def __init__(self, site: Site, predictor: nn.Module | None) -> None:
+    hears = True
+
+    def __init__(self, site: Site, predictor: nn.Module) -> None:
         super().__init__()
-        self._loss = site.loss
         self.predictor = predictor
-        self.hears = predictor is not None
         self.reads_input_gradient = site.part > 0
 
     def forward(self, context: Context) -> Signal:
-        """The guessed gradient; the task loss in the last part."""
-        if self.predictor is None:
-            return Signal(loss=self._loss(context.h_out, context.y))
+        """The guessed gradient."""
         with torch.no_grad():
             guess = self.predictor(context.h_out.detach(), context.y) / len(context.h_out)
         return Signal(gradient=guess.to(context.h_out.dtype))
 
     def messages(self, context: Context) -> Mapping[int, Tensor]:
-        """The gradient at the part's inputs, made of its own guess (bootstrapped) or of the task loss."""
+        """The gradient at the part's inputs, made of its own guess (bootstrapped)."""
         return input_gradients(context)
 
     def hear(self, context: Context) -> Signal:
         """The predictor's squared error against the gradient that arrived."""
-        assert self.predictor is not None
         guess = self.predictor(context.h_out.detach(), context.y)
         return Signal(loss=predictor_loss(guess, received_gradient(context)))
 
@@ -114,8 +111,10 @@ class SyntheticGradients(PartwiseMethod):
             raise MethodError(f"width={self.width} was given; give 1 or more, or None for the paper's")
 
     def objective(self, site: Site) -> Objective:
-        """A predictor for every part but the last."""
-        return _Guessed(site, None if site.last else (self.predictor or self._default)(site))
+        """A predictor for every part but the last, which minimises the task loss."""
+        if site.last:
+            return ChainRule(site)
+        return _Guessed(site, (self.predictor or self._default)(site))
 
     def _default(self, site: Site) -> nn.Module:
         """The paper's predictor for the boundary above the part."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import MethodError
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Signal, Site
+from ..objectives import TaskLoss
 
 __all__ = ["Backprop", "ChainRule", "input_gradients", "received_gradient"]
 
@@ -54,15 +55,15 @@ class ChainRule(Objective):
 
     def __init__(self, site: Site, *, recompute: bool = False) -> None:
         super().__init__()
-        self._site = site
+        self.task = TaskLoss(site.loss) if site.last else None
         self.waits = not site.last
         self.recompute = recompute and self.waits
         self.reads_input_gradient = site.part > 0
 
     def forward(self, context: Context) -> Signal:
         """The task loss, or the received gradient (whose norm is what is shown)."""
-        if self._site.last:
-            return Signal(loss=self._site.loss(context.h_out, context.y))
+        if self.task is not None:
+            return self.task.forward(context)
         return Signal(gradient=received_gradient(context))
 
     def messages(self, context: Context) -> Mapping[int, Tensor]:

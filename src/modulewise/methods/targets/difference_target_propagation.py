@@ -13,6 +13,7 @@ from ...errors import MethodError
 from ...losses import sum_squared_error
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Role, Signal, Site
+from ..objectives import TaskLoss
 from ..reference.backprop import input_gradients
 from .inverses import Inverse
 
@@ -42,12 +43,12 @@ class _Top(Objective):
 
     def __init__(self, site: Site, *, step_size: float) -> None:
         super().__init__()
-        self._site, self._step_size = site, step_size
+        self.task, self._step_size = TaskLoss(site.loss), step_size
         self.reads_input_gradient = site.part > 0
 
     def forward(self, context: Context) -> Signal:
         """The task loss."""
-        return Signal(loss=self._site.loss(context.h_out, context.y))
+        return self.task.forward(context)
 
     def messages(self, context: Context) -> Mapping[int, Tensor]:
         """The first target, to the part below."""
