@@ -1,11 +1,13 @@
-"""What makes a part large: cost functions for automatic cuts, and the exact split that minimises the largest part."""
+"""What makes a part large: costs of a run of slices, and the exact split that minimises the largest part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 
-__all__ = ["Balance", "Slice", "memory", "split", "time"]
+__all__ = ["Balance", "Slice", "memory", "recomputed_memory", "split", "time"]
 
 
 @dataclass(frozen=True)
@@ -16,76 +18,105 @@ class Slice:
         name: the cut point that ends it; "" for the last.
         parameters: number of parameters.
         parameter_bytes: their bytes.
-        saved_bytes: bytes that a forward keeps for the backward, parameters excluded.
+        input_bytes: bytes of the boundary below it.
         output_bytes: bytes of the boundary above it.
-        seconds: one forward and backward.
+        saved_bytes: bytes that a forward keeps for the backward, the input included where it is kept, parameters not.
+        shared_bytes: those of them that the slice before it keeps as well.
+        transient_bytes: what the backward needs at most beyond `saved_bytes`.
+        seconds: one forward and backward; 0 where not timed.
     """
 
     name: str
     parameters: int
     parameter_bytes: int
-    saved_bytes: int
+    input_bytes: int
     output_bytes: int
+    saved_bytes: int
+    shared_bytes: int
+    transient_bytes: int
     seconds: float
 
 
-Balance = Callable[[Slice], float]
+Balance = Callable[[Sequence[Slice]], float]
+"""The cost of a part made of neighbouring slices."""
 
 
-def memory(piece: Slice) -> float:
-    """Bytes that exist only while the part learns: saved activations and gradients."""
-    return float(piece.saved_bytes + piece.parameter_bytes)
+def memory(slices: Sequence[Slice]) -> float:
+    """Most bytes alive while a part of these slices learns: activations, gradients, its input and output.
+
+    max_s [ sum_{t<=s} saved_t - sum_{first<t<=s} shared_t + transient_s + sum_{t>s} gradients_t ] + output: when the
+    backward has come down to slice s, what is above it has gone, but for the gradients of its parameters.
+    """
+    held = list(accumulate(s.saved_bytes - (s.shared_bytes if i else 0) for i, s in enumerate(slices)))
+    return _peak(slices, held)
 
 
-def time(piece: Slice) -> float:
+def recomputed_memory(slices: Sequence[Slice]) -> float:
+    """The same with recomputation inside the part: of the slices below s only the inputs are held."""
+    inputs = accumulate((s.input_bytes for s in slices), initial=0)
+    return _peak(slices, [before + s.saved_bytes for before, s in zip(inputs, slices, strict=False)])
+
+
+def _peak(slices: Sequence[Slice], held: Sequence[int]) -> float:
+    gradients = sum(s.parameter_bytes for s in slices)
+    worst, last = 0, len(slices) - 1
+    for index, (piece, bytes_held) in enumerate(zip(slices, held, strict=True)):
+        gradients -= piece.parameter_bytes
+        output = slices[last].output_bytes if index < last else 0
+        worst = max(worst, bytes_held + piece.transient_bytes + gradients + output)
+    return float(worst)
+
+
+def time(slices: Sequence[Slice]) -> float:
     """Seconds of one forward and backward."""
-    return piece.seconds
+    return sum(piece.seconds for piece in slices)
 
 
-def split(costs: Sequence[float], parts: int) -> list[int]:
-    """Group neighbouring slices so that the largest group is as small as possible (exact, dynamic programming).
+def split(cost: Callable[[int, int], float], count: int, parts: int) -> list[int]:
+    """Group neighbouring slices so that the costliest group is as cheap as possible (exact, dynamic programming).
 
-    Of the splits with the smallest largest group, the one with the smallest sum of squares is taken.
+    Of the splits with the cheapest costliest group, the one with the smallest sum of squared costs is taken.
 
     Args:
-        costs: cost of every slice, additive.
-        parts: number of groups, 1 <= parts <= len(costs).
+        cost: cost(start, stop) >= 0 of the group of slices start, ..., stop - 1.
+        count: number of slices.
+        parts: number of groups, 1 <= parts <= count.
 
     Returns:
         The index of the last slice of every group but the last.
 
-    >>> split([3, 1, 1, 1, 3], 3)
+    >>> sizes = [3, 1, 1, 1, 3]
+    >>> split(lambda start, stop: sum(sizes[start:stop]), 5, 3)
     [0, 3]
     """
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    limit = _best(total, parts, lambda worst, size: max(worst, size), float("inf"))[0]
-    _, ends = _best(total, parts, lambda sum_, size: sum_ + size * size, limit * (1 + 1e-12))
-    return ends
+    known = cache(cost)
+    limit = _best(known, count, parts, max, float("inf"))[0]
+    return _best(known, count, parts, lambda total, size: total + size * size, limit)[1]
 
 
 def _best(
-    total: list[float], parts: int, combine: Callable[[float, float], float], limit: float
+    cost: Callable[[int, int], float],
+    count: int,
+    parts: int,
+    combine: Callable[[float, float], float],
+    limit: float,
 ) -> tuple[float, list[int]]:
-    """Minimise a combination over groups, none of them larger than the limit."""
-    n = len(total) - 1
+    """Minimise a combination over groups, none of them costlier than the limit."""
     infinite = float("inf")
-    best = [0.0 if stop == 0 else infinite for stop in range(n + 1)]
+    best = [0.0, *[infinite] * count]
     choices: list[list[int]] = []
     for _ in range(parts):
-        row, choice = [infinite] * (n + 1), [0] * (n + 1)
-        for stop in range(1, n + 1):
+        row, choice = [infinite] * (count + 1), [0] * (count + 1)
+        for stop in range(1, count + 1):
             for start in range(stop):
-                size = total[stop] - total[start]
-                if best[start] < infinite and size <= limit:
+                if best[start] < infinite and (size := cost(start, stop)) <= limit:
                     value = combine(best[start], size)
                     if value < row[stop]:
                         row[stop], choice[stop] = value, start
         best = row
         choices.append(choice)
-    ends, stop = [], n
+    ends, stop = [], count
     for choice in reversed(choices):
         stop = choice[stop]
         ends.append(stop - 1)
-    return best[n], ends[-2::-1]
+    return best[count], ends[-2::-1]

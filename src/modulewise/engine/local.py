@@ -180,7 +180,9 @@ class Session:
         if self.micro.last:
             self._update(part, (Role.PART, objective.role), finite)
         for earlier in sorted(self.hearing, reverse=True):
-            self._hear(earlier)
+            # Every reader of a boundary may send a message about it; the last one has learned now.
+            if self.readers[earlier] <= part:
+                self._hear(earlier)
 
     def _context(self, part: int, fed: Mapping[int, Tensor], h_out: Any) -> Context:
         def run(h: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..balance import Balance, Slice, memory, split
+from ..balance import Balance, Slice, memory, split, time
 from ..errors import PartitionError
 from .boundary import Block, Boundary
 from .cutting import Survey, named_cuts, owners
@@ -36,7 +36,8 @@ class Partition:
         cuts: module names; part k ends at the output of the module named `cuts[k]`.
         parts: K >= 1, for automatic cuts instead of names.
         example: an input of the model: tensor (N, ...), tuple or mapping.
-        balance: cost of a slice for automatic cuts, `mw.balance.memory` (default) or `mw.balance.time`.
+        balance: cost of a part for automatic cuts: `mw.balance.memory` (default), `mw.balance.recomputed_memory` (for
+            `Trainer(recompute=True)`) or `mw.balance.time`.
 
     Raises:
         PartitionError: unknown or unsuitable cuts, a skip that starts inside one part and ends in another, a parameter
@@ -173,8 +174,9 @@ class Partition:
             )
         if parts == 1:
             return []
-        slices = measure_slices(self._survey, points, self._example)
-        return [points[index].name for index in split([balance(piece) for piece in slices], parts)]
+        slices = measure_slices(self._survey, points, self._example, timed=balance is time)
+        ends = split(lambda start, stop: balance(slices[start:stop]), len(slices), parts)
+        return [points[index].name for index in ends]
 
     def __str__(self) -> str:
 

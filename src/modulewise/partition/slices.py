@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..balance import Slice
+from ..metering import Category, MemoryMeter
 from .boundary import Block, Boundary
 from .crossings import parameters_between, single_output
+from .plans import PartPlan
 from .recording import END, Call
 from .running import run_part
-from .tree import batch_size, tensors
+from .tree import batch_size, map_tensors, tensors
 from .verification import undisturbed
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["blocks_after", "measure_slices", "steps"]
 
 
-def measure_slices(survey: Survey, points: list[Call], example: Any) -> list[Slice]:
+def measure_slices(survey: Survey, points: list[Call], example: Any, *, timed: bool = True) -> list[Slice]:
     """Run every slice forward and backward at the example's batch size and note what it keeps and how long it takes.
 
     Slices run one at a time, so that a model too large to train whole can be measured.
@@ -33,27 +35,46 @@ def measure_slices(survey: Survey, points: list[Call], example: Any) -> list[Sli
     edges = [-1, *(point.exit for point in points), END]
     slices: list[Slice] = []
     boundaries: list[Tensor] = []
+    before: dict[int, int] = {}
     with undisturbed(model, training=True):
         for index, plan in enumerate(plans):
             fed = {j: boundaries[j].detach().requires_grad_() for j in plan.reads}
-            out, saved, seconds = _measure(model, plan, index, example, fed, n)
             owned = [named[name] for name in parameters_between(survey.small, edges[index], edges[index + 1])]
+            with MemoryMeter(model=model, inputs=list(fed.values())) as meter:
+                out, saved = _learn(model, plan, index, example, fed, n)
+            report = meter.report()
+            inputs = sum(_bytes(h) for h in fed.values())
+            peak = report.at_peak[Category.ACTIVATIONS] + report.at_peak[Category.GRADIENTS] + inputs
+            started = perf_counter()
+            if timed:
+                _learn(model, plan, index, example, fed, n)
             slices.append(
                 Slice(
                     name=points[index].name if index < len(points) else "",
                     parameters=sum(p.numel() for p in owned),
-                    parameter_bytes=sum(p.numel() * p.element_size() for p in owned),
-                    saved_bytes=saved,
-                    output_bytes=sum(t.numel() * t.element_size() for t in tensors(out)),
-                    seconds=seconds,
+                    parameter_bytes=sum(_bytes(p) for p in owned),
+                    input_bytes=inputs,
+                    output_bytes=sum(_bytes(t) for t in tensors(out)),
+                    saved_bytes=sum(saved.values()),
+                    shared_bytes=sum(size for key, size in saved.items() if key in before),
+                    transient_bytes=max(0, peak - sum(saved.values())),
+                    seconds=perf_counter() - started if timed else 0.0,
                 )
             )
+            before = saved
             if index < len(points):
                 boundaries.append(out)
     return slices
 
 
-def _measure(model: nn.Module, plan: Any, index: int, x: Any, fed: dict[int, Tensor], n: int) -> tuple[Any, int, float]:
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _learn(
+    model: nn.Module, plan: PartPlan, index: int, x: Any, fed: dict[int, Tensor], n: int
+) -> tuple[Any, dict[int, int]]:
+    """One forward and backward of a slice; its output, and the bytes of every storage it kept."""
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
 
@@ -63,16 +84,16 @@ def _measure(model: nn.Module, plan: Any, index: int, x: Any, fed: dict[int, Ten
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    started = perf_counter()
     with torch.enable_grad():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out = run_part(model, plan, index, x, fed, n=n)
         roots = [t for t in tensors(out) if t.requires_grad and t.is_floating_point()]
+        detached = map_tensors(lambda t: t.detach(), out)
+        del out
         leaves = [p for p in model.parameters() if p.requires_grad] + list(fed.values())
         if roots:
             torch.autograd.grad(roots, leaves, [torch.ones_like(t) for t in roots], allow_unused=True)
-    seconds = perf_counter() - started
-    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach(), out), sum(saved.values()), seconds
+    return detached, saved
 
 
 def steps(survey: Survey, start: int, stop: int) -> list[tuple[Call, bool]]:
