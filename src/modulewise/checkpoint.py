@@ -29,6 +29,8 @@ __all__ = ["describe", "restore", "write"]
 
 FORMAT = 1
 LATEST = "latest"
+NAMES = ("model", "heads", "optimizers", "rules", "solver")
+ITEMS = "items with keys that are no words"
 
 
 def describe(value: Any) -> Any:
@@ -51,6 +53,22 @@ def describe(value: Any) -> Any:
     if hasattr(value, "func"):
         return {"function": describe(value.func), "with": describe(value.keywords)}
     return type(value).__name__ if hasattr(value, "__dict__") else str(value)
+
+
+def _encoded(value: Any) -> Any:
+    """Plain data as JSON that keeps integer keys (a scheduler's milestones) apart from words."""
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: _encoded(item) for key, item in value.items()}
+        return {ITEMS: [[key, _encoded(item)] for key, item in value.items()]}
+    return [_encoded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        items = value[ITEMS] if ITEMS in value else value.items()
+        return {key: _decoded(item) for key, item in items}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
@@ -104,7 +122,7 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
             str(index): {name: value for name, value in entry.items() if not isinstance(value, Tensor)}
             for index, entry in state["state"].items()
         }
-        optimizers[_key(part, role)] = {"groups": state["param_groups"], "numbers": numbers}
+        optimizers[_key(part, role)] = _encoded({"groups": state["param_groups"], "numbers": numbers})
     progress = trainer.progress
     return {
         "format": FORMAT,
@@ -113,9 +131,9 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
         "updates": {str(part): count for part, count in trainer.updater.steps.items()},
         "progress": None if progress is None else vars(progress) | {},
         "optimizers": optimizers,
-        "schedulers": {_key(*key): scheduler.state_dict() for key, scheduler in trainer.updater.schedulers.items()},
+        "schedulers": {_key(*key): _encoded(s.state_dict()) for key, s in trainer.updater.schedulers.items()},
         "scalers": {str(part): scaler.state_dict() for part, scaler in trainer.updater.scalers.items()},
-        "loader": loader.state_dict() if hasattr(loader, "state_dict") else None,
+        "loader": _encoded(loader.state_dict()) if hasattr(loader, "state_dict") else None,
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
@@ -143,10 +161,9 @@ def write(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
             f"the state of a scheduler or loader is not plain data ({error}); save without it"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    last = _latest(folder)
-    number = int(last.name.split("-")[1]) + 1 if last is not None else 0
+    number = 1 + max((int(n) for path in folder.glob("state-*") if (n := path.name[6:]).isdecimal()), default=-1)
     target, draft = folder / f"state-{number:08d}", folder / f".writing-{number:08d}"
-    for stale in [*folder.glob(".writing-*"), target]:
+    for stale in folder.glob(".writing-*"):
         shutil.rmtree(stale, ignore_errors=True)
     draft.mkdir()
     for name, tensors in _tensors(trainer).items():
@@ -155,6 +172,7 @@ def write(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     for path in [*draft.iterdir(), draft]:
         _flush(path)
     draft.rename(target)
+    _flush(folder)
     pointer = folder / ".latest"
     pointer.write_text(target.name)
     _flush(pointer)
@@ -169,31 +187,27 @@ def _ours(folder: Path) -> bool:
     return all(path.name.startswith((".writing-", "state-", ".latest", LATEST)) for path in folder.iterdir())
 
 
-def _latest(folder: Path) -> Path | None:
-    pointer = folder / LATEST
-    return folder / pointer.read_text().strip() if pointer.is_file() else None
-
-
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    path = _latest(folder)
-    if path is None:
+    pointer = folder / LATEST
+    if not pointer.is_file():
         raise CheckpointError(f"{folder} holds no checkpoint, expected a folder that `Trainer.save` wrote")
+    path = folder
     try:
+        path = folder / Path(pointer.read_text().strip()).name
         facts = json.loads((path / "trainer.json").read_text())
-        names = ("model", "heads", "optimizers", "rules", "solver")
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in names}
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in NAMES}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("identity"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}; load it with the version that wrote it")
     return facts, tensors
 
 
 def _compare(trainer: Trainer, facts: dict[str, Any]) -> None:
-    ours = json.loads(json.dumps(_identity(trainer)))
-    for name, value in facts["identity"].items():
-        if ours.get(name) != value:
-            given, expected = str(ours.get(name))[:120], str(value)[:120]
+    saved = facts["identity"]
+    for name, value in json.loads(json.dumps(_identity(trainer))).items():
+        if saved.get(name) != value:
+            expected, given = str(saved.get(name))[:120], str(value)[:120]
             raise CheckpointError(
                 f"the checkpoint is of another experiment: its {name} is {expected}, the trainer's is {given}"
             )
@@ -203,6 +217,19 @@ def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     """Load a trainer's state; see `Trainer.load`."""
     facts, tensors = _read(folder)
     _compare(trainer, facts)
+    before = {name: {key: t.clone() for key, t in group.items()} for name, group in _tensors(trainer).items()}
+    facts_before = _facts(trainer, loader)
+    try:
+        _apply(trainer, facts, tensors, loader)
+    except Exception as error:
+        _apply(trainer, facts_before, before, loader)
+        if isinstance(error, CheckpointError):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"{folder} does not fit the trainer ({reason}); make it as the saved one was") from error
+
+
+def _apply(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, dict[str, Tensor]], loader: Any) -> None:
     trainer.partition.model.load_state_dict(tensors["model"])
     for index, objective in enumerate(trainer.objectives):
         objective.load_state_dict(_below(tensors["heads"], f"{index}."))
@@ -216,7 +243,7 @@ def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     trainer.updater.steps = {int(part): count for part, count in facts["updates"].items()}
     trainer.progress = None if facts["progress"] is None else State(**facts["progress"])
     if loader is not None and facts["loader"] is not None:
-        loader.load_state_dict(facts["loader"])
+        loader.load_state_dict(_decoded(facts["loader"]))
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -225,7 +252,11 @@ def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     updater = trainer.updater
-    for key, saved in facts["optimizers"].items():
+    for stale in [key for key in updater.optimizers if _key(*key) not in facts["optimizers"]]:
+        del updater.optimizers[stale]
+        updater.schedulers.pop(stale, None)
+    for key, given in facts["optimizers"].items():
+        saved = _decoded(given)
         part, role = key.split("/")
         optimizer = updater.optimizer(int(part), Role(role))
         if optimizer is None:
@@ -239,6 +270,6 @@ def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[s
         optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
     for key, state in facts["schedulers"].items():
         part, role = key.split("/")
-        updater.schedulers[int(part), Role(role)].load_state_dict(state)
+        updater.schedulers[int(part), Role(role)].load_state_dict(_decoded(state))
     for part, state in facts["scalers"].items():
         updater.scalers.setdefault(int(part), torch.amp.GradScaler()).load_state_dict(state)

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from . import schedules
 from .checkpoint import restore, write
-from .engine.batches import Batch
+from .engine.batches import Batch, check_batch
 from .engine.evaluating import Evaluation, evaluate
 from .engine.features import evaluating
 from .engine.fitting import Epoch, run_schedule
 from .engine.local import LocalEngine
-from .engine.pieces import compiled, recomputing
+from .engine.pieces import GraphBreak, compiled
 from .engine.updating import OptimizerFactory, SchedulerFactory, Updater
-from .errors import DataError, MethodError
+from .errors import MethodError
 from .method import Locality, Method, PartwiseMethod, Reach, Solver, SolverMethod
 from .objective import Loss, Objective, Site
 from .partition import Partition
-from .partition.tree import batch_size, call_model, plain, tensors
+from .partition.tree import call_model, plain
 from .seeding import preserved_generators, seed_of, set_generators
 
 __all__ = ["Trainer"]
@@ -43,8 +43,8 @@ class Trainer:
         precision: torch.float32, torch.bfloat16 or torch.float16 (one gradient scaler a part) for the forward.
         accumulate: slices a batch is cut into, >= 1; exact for losses that are means over samples, without batch
             normalisation (whose statistics are those of a slice).
-        compile: compile the modules between the cuts.
-        recompute: keep only the inputs of the composite modules inside a part and run them again in its backward.
+        compile: compile the modules between the cuts; graph breaks are logged and kept in `graph_breaks`.
+        recompute: keep for a part's backward only the inputs of the pieces between its cut points; run those again.
         seed: seed of heads and of all random draws.
 
     Raises:
@@ -61,6 +61,10 @@ class Trainer:
     ... )
     >>> sorted(trainer.step(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])))
     [0, 1]
+
+    Attributes:
+        steps: training steps so far.
+        graph_breaks: with `compile`, where a module could not be compiled in one piece, as met so far.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Trainer:
             raise MethodError(f"clip_norm={clip_norm}, expected a positive number or None")
         self.partition, self.method, self.loss, self.seed = partition, method, loss, seed
         self.accumulate = accumulate
+        self.classes: int | None = getattr(getattr(method, "method", method), "classes", None)
         self.steps = 0
         self.progress: schedules.State | None = None
         self.solver: Solver | None = None
@@ -109,13 +114,15 @@ class Trainer:
             together=clip_norm is not None and method.locality.reach is Reach.GLOBAL,
             scaled=precision is torch.float16,
         )
+        self.graph_breaks: list[GraphBreak] = []
         self.engine = LocalEngine(
             partition,
             self.objectives,
             self.updater,
             seed=seed,
             precision=precision,
-            calls=_calls(partition, compile=compile, recompute=recompute),
+            calls=self._calls(compile=compile, recompute=recompute),
+            recompute=recompute,
         )
 
     @property
@@ -139,7 +146,7 @@ class Trainer:
             DataError: x and y do not fit, or a label is out of range.
             NonFiniteLossError: a part's loss is not finite; that part's weights are untouched.
         """
-        self._check(x, y, views)
+        check_batch(x, y, views=views, classes=self.classes)
         if self.solver is not None:
             losses = self.solver.step(x, y, step=self.steps)
             self.steps += 1
@@ -166,7 +173,9 @@ class Trainer:
         """Train for a number of passes over the data; in train mode, with each module's own mode back afterwards.
 
         Args:
-            loader: batches (x, y), once an iteration; ours resumes in mid-epoch.
+            loader: batches (x, y), once an iteration. Resumed in the middle of a pass, ours (and any with a state of
+                its own) goes on where it was; any other is read from its start, and as many batches are left out
+                as had been seen: the same ones only if its order is.
             epochs: passes per part, >= 1.
             schedule: `schedules.simultaneous` or `schedules.sequential`.
             validate: batches to evaluate on after every epoch.
@@ -233,25 +242,16 @@ class Trainer:
             boundaries=boundaries,
         )
 
+    def _calls(self, *, compile: bool, recompute: bool) -> list[Any]:
+        if compile and recompute:
+            raise MethodError("compile=True and recompute=True were both given, expected one; choose speed or memory")
+        if compile:
+            return list(compiled(self.partition, self.graph_breaks))
+        return [{} for _ in self.partition.parts]
+
     def guarded(self) -> _Guard:
         """Generators put back, and gradients dropped if the block fails."""
         return _Guard(self.updater)
-
-    def _check(self, x: Any, y: Any, views: int) -> None:
-        if not tensors(x):
-            raise DataError(f"x is {type(x).__name__} without a tensor, expected a tensor, tuple or mapping of tensors")
-        if isinstance(y, Tensor):
-            if y.ndim and y.shape[0] * views != batch_size(x):
-                raise DataError(
-                    f"y has {y.shape[0]} rows for {batch_size(x)} of x with views={views}, expected x to have views * N"
-                )
-            classes = getattr(self.method, "classes", None)
-            if classes and y.device.type == "cpu" and not y.is_floating_point() and y.numel():
-                low, high = int(y.min()), int(y.max())
-                if (low < 0 and low != -100) or high >= classes:
-                    raise DataError(
-                        f"labels reach from {low} to {high}, expected 0 to {classes - 1} (classes={classes})"
-                    )
 
 
 class _Guard:
@@ -285,11 +285,3 @@ def _objectives(partition: Partition, method: PartwiseMethod, loss: Loss, seed: 
             first = next(partition.model.parameters(), None)
             objectives.append(objective if first is None else objective.to(first.device))
     return objectives
-
-
-def _calls(partition: Partition, *, compile: bool, recompute: bool) -> list[Any]:
-    if compile and recompute:
-        raise MethodError("compile=True and recompute=True were both given, expected one; choose speed or memory")
-    if compile:
-        return list(compiled(partition))
-    return list(recomputing(partition)) if recompute else [{} for _ in partition.parts]

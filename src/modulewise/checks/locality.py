@@ -27,8 +27,8 @@ class LocalityReport:
     Args:
         declared: the locality that the trainer states.
         observed: the locality seen; None for a method with its own update, whose parts cannot be told apart.
-        influence: for every (changed part, part whose update changed), which changes did it: `loss`, `labels`, `head` of
-            any other part, `weights` of a later one.
+        influence: for every (changed part, part whose update changed), which changes did it: `loss`, `labels`, `head`
+            of any other part, `weights` of a later one.
         violations: why declared and observed disagree, one line each.
     """
 
@@ -84,7 +84,7 @@ def locality(trainer: Trainer, x: Any, y: Any) -> LocalityReport:
                 updates = _updates(trainer, x, y, intervention(trainer, changed))
                 for part, (a, b) in enumerate(zip(base, updates, strict=True)):
                     counts = part < changed if kind == "weights" else part != changed
-                    if counts and not all(torch.equal(u, v) for u, v in zip(a, b, strict=True)):
+                    if counts and not _same(a, b):
                         influence.setdefault((changed, part), set()).add(kind)
         return _judge(trainer, {pair: frozenset(kinds) for pair, kinds in influence.items()})
     finally:
@@ -96,12 +96,20 @@ def _owned(trainer: Trainer, part: int) -> list[Tensor]:
 
 
 def _updates(trainer: Trainer, x: Any, y: Any, intervention: AbstractContextManager[None]) -> list[list[Tensor]]:
-    """By how much every part's parameters move in one step under an intervention."""
+    """By how much every part's parameters move in one step under an intervention, and the gradients left for the next.
+
+    A leak may come too late for this step's update: its gradient then lies in wait on the parameters.
+    """
     parts = range(len(trainer.partition))
     with intervention:
         before = [[t.detach().clone() for t in _owned(trainer, part)] for part in parts]
         trainer.step(x, y)
-        return [[t.detach() - b for t, b in zip(_owned(trainer, part), before[part], strict=True)] for part in parts]
+        moves = [[t.detach() - b for t, b in zip(_owned(trainer, part), before[part], strict=True)] for part in parts]
+    return [moves[part] + [t.grad for t in _owned(trainer, part) if t.grad is not None] for part in parts]
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(u, v) for u, v in zip(a, b, strict=True))
 
 
 @contextmanager
@@ -119,15 +127,23 @@ def _other_loss(trainer: Trainer, part: int) -> Iterator[None]:
 
 @contextmanager
 def _other_labels(trainer: Trainer, part: int) -> Iterator[None]:
-    def relabelled(_: Any, args: tuple[Context]) -> tuple[Context]:
-        y = args[0].y
-        return (replace(args[0], y=y.roll(1, 0) if isinstance(y, Tensor) else y),)
+    objective = trainer.objectives[part]
 
-    handle = trainer.objectives[part].register_forward_pre_hook(relabelled)
+    def relabelled(function: Callable[[Context], Any]) -> Callable[[Context], Any]:
+        def call(context: Context) -> Any:
+            y = context.y
+            return function(replace(context, y=y.roll(1, 0) if isinstance(y, Tensor) else y))
+
+        return call
+
+    names = ("forward", "messages", "hear")
     try:
+        for name in names:
+            objective.__dict__[name] = relabelled(getattr(objective, name))
         yield
     finally:
-        handle.remove()
+        for name in names:
+            objective.__dict__.pop(name, None)
 
 
 @contextmanager

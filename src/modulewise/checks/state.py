@@ -19,10 +19,11 @@ class Snapshot:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in _tensors(trainer)]
-        self.gradients = [(p, p.grad) for p in trainer.partition.model.parameters()]
+        self.gradients = [(t, None if t.grad is None else t.grad.clone()) for t, _ in self.tensors]
         updater = trainer.updater
         self.optimizers = {key: copy.deepcopy(o.state_dict()) for key, o in updater.optimizers.items()}
         self.schedulers = {key: copy.deepcopy(s.state_dict()) for key, s in updater.schedulers.items()}
+        self.scalers = {part: scaler.state_dict() for part, scaler in updater.scalers.items()}
         self.counters = (trainer.steps, trainer.progress, dict(updater.steps))
         self.rules = [(o.rule, copy.deepcopy(o.rule.state_dict())) for o in trainer.objectives if o.rule is not None]
         self.solver: dict[str, Tensor] | None = None
@@ -35,11 +36,15 @@ class Snapshot:
         with torch.no_grad():
             for tensor, before in self.tensors:
                 tensor.copy_(before)
-        for parameter, gradient in self.gradients:
-            parameter.grad = gradient
+        for tensor, gradient in self.gradients:
+            tensor.grad = None if gradient is None else gradient.clone()
         for key in [key for key in updater.optimizers if key not in self.optimizers]:
             del updater.optimizers[key]
             updater.schedulers.pop(key, None)
+        for part in [part for part in updater.scalers if part not in self.scalers]:
+            del updater.scalers[part]
+        for part, scaler in self.scalers.items():
+            updater.scalers[part].load_state_dict(scaler)
         for key, state in self.optimizers.items():
             updater.optimizers[key].load_state_dict(copy.deepcopy(state))
         for key, state in self.schedulers.items():

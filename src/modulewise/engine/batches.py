@@ -9,10 +9,38 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..partition.tree import batch_size, map_tensors
+from ..partition.tree import batch_size, is_fake, map_tensors, tensors
 from .local import LocalEngine, Micro, Session
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "check_batch"]
+
+
+def check_batch(x: Any, y: Any, *, views: int, classes: int | None) -> None:
+    """Refuse labels that do not fit the input or the number of classes.
+
+    Args:
+        x: input (views N, ...).
+        y: labels (N, ...); anything but a tensor is left to the loss.
+        views: views stacked along the batch.
+        classes: number of classes of integer labels, if known; values are read where that needs no waiting (CPU).
+
+    Raises:
+        DataError: x holds no tensor, y has another number of rows, or a label is out of range.
+    """
+    if not tensors(x):
+        raise DataError(f"x is {type(x).__name__} without a tensor, expected a tensor, tuple or mapping of tensors")
+    if not isinstance(y, Tensor):
+        return
+    rows = y.shape[0] if y.ndim else 1
+    if rows * views != batch_size(x):
+        raise DataError(f"y has {rows} rows for {batch_size(x)} of x with views={views}, expected x to have views * N")
+    if classes and y.device.type == "cpu" and not is_fake(y) and not y.is_floating_point() and y.numel():
+        wrong = y[(y < 0) & (y != -100) | (y >= classes)]
+        if len(wrong):
+            raise DataError(
+                f"labels reach from {int(wrong.min())} to {int(wrong.max())} outside 0 to {classes - 1} "
+                f"(classes={classes}; -100 is left out)"
+            )
 
 
 def _take(tree: Any, index: Tensor, size: int) -> Any:
@@ -30,8 +58,9 @@ def _slices(samples: int, views: int, count: int) -> list[tuple[Tensor, Tensor]]
 class Batch:
     """The parts' work on one batch.
 
-    With `accumulate` slices a part sees all slices, then steps, then the next part runs; so one part's gradients live at
-    a time. Where a part waits for messages, each slice goes through all parts instead, and all gradients live together.
+    With `accumulate` slices a part sees all slices, then steps, then the next part runs; so one part's gradients live
+    at a time. Where a part waits for messages, each slice goes through all parts instead, and all gradients live
+    together.
 
     Args:
         engine: what to run on.
@@ -103,7 +132,7 @@ class Batch:
     def losses(self) -> dict[int, Tensor]:
         """The mean loss of every part that learned, detached."""
         if len(self.sessions) == 1:
-            return self.sessions[0].losses
+            return dict(sorted(self.sessions[0].losses.items()))
         total = sum(self.sizes)
         return {
             part: sum(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import DataError, MethodError
-from ..partition.tree import plain
+from ..errors import CheckpointError, DataError, MethodError
+from ..partition.tree import plain, tensors
 from ..schedules import FINAL, Event, Schedule, Sequential, State, Work
-from .batches import Batch
+from .batches import Batch, check_batch
 from .evaluating import Evaluation
 from .features import FeatureCache, frozen_boundaries
 
@@ -30,11 +31,11 @@ class Epoch:
     Args:
         epoch: index of the pass.
         part: the part in training, or None where all were.
-        losses: mean loss of every part that learned.
+        losses: mean loss of every part that learned; of a pass resumed from a checkpoint, over the batches since then.
         seconds: wall time of the pass, validation apart.
         steps: training steps so far.
-        validation: loss and accuracy on the validation batches, if given; with a part in training, of the whole model as
-            it is.
+        validation: loss and accuracy on the validation batches, if given; with a part in training, of the whole model
+            as it is.
     """
 
     epoch: int
@@ -77,27 +78,49 @@ class _Fit:
         for x, y in self.loader:
             yield None, x, y
 
+    def rest(self, work: Work) -> Iterator[tuple[Tensor | None, Any, Any]]:
+        """What is left of the pass that a checkpoint was saved in, after `work.batch` batches."""
+        if not hasattr(self.loader, "load_state_dict"):
+            return islice(self.batches(work), work.batch, None)
+        position, count = getattr(self.loader, "batch", work.batch), _length(self.loader)
+        if count is not None and work.batch >= count:
+            return iter(())  # the loader stands at the start of the next pass
+        if position != work.batch:
+            raise CheckpointError(
+                f"the checkpoint was saved after {work.batch} batches of a pass, the loader stands after {position}; "
+                "give Trainer.load the loader as well"
+            )
+        return self.batches(work)
+
     def _fill(self, part: int) -> None:
         """Keep the features of the finished parts, where samples come back unchanged and nothing else is read."""
         loader, partition = self.loader, self.trainer.partition
-        keeps = hasattr(loader, "indexed") and not loader.augmented and getattr(loader, "views", 1) == 1
+        keeps = (
+            hasattr(loader, "indexed") and not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
+        )
         if not keeps or partition.ports or self.cache.limit_bytes == 0:
             self.cached = False
             return
         if self.cache.index != part - 1:
-            self.cached = self.cache.advance(partition, part - 1, loader.indexed(), len(loader.split))  # type: ignore[attr-defined]
+            with self.trainer.engine.autocast(loader.device.type):  # type: ignore[attr-defined]
+                self.cached = self.cache.advance(partition, part - 1, loader.indexed(), len(loader.split))  # type: ignore[attr-defined]
 
     def open(self, work: Work, indices: Tensor | None, x: Any, y: Any) -> Batch:
         """The batch a piece of work begins with."""
         trainer = self.trainer
         views = getattr(self.loader, "views", 1)
-        trainer._check(x, y, views)
+        check_batch(x, y, views=views, classes=trainer.classes)
         if work.upstream != FINAL or work.part == 0:
             return trainer.batch(x, y, views=views)
         known = {self.cache.index: self.cache.rows(indices, x)} if self.cached and indices is not None else {}
-        boundaries = frozen_boundaries(trainer.partition, work.part, plain(x), known)
+        with trainer.engine.autocast(tensors(x)[0].device.type):
+            boundaries = frozen_boundaries(trainer.partition, work.part, plain(x), known)
         needed = set(trainer.partition.plans(plain(x))[work.part].reads)
         return trainer.batch(x, y, views=views, boundaries={k: h for k, h in boundaries.items() if k in needed})
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    return len(loader) if isinstance(loader, Sized) else None
 
 
 def _check(trainer: Trainer, schedule: Schedule, epochs: int) -> None:
@@ -157,8 +180,10 @@ def _loop(trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedu
     if trainer.progress is not None:
         state = replace(trainer.progress, epochs=epochs)
     state, work = schedule.next(state, Event.START)
-    batches: Iterator[tuple[Tensor | None, Any, Any]] | None = None
     sums = _Pass()
+    batches: Iterator[tuple[Tensor | None, Any, Any]] | None = None
+    if work is not None and work.batch > 0:
+        batches = fit.rest(work)
     while work is not None:
         if batches is None:
             batches, sums = fit.batches(work), _Pass()

@@ -30,7 +30,8 @@ class LocalEngine:
         updater: their optimisers.
         seed: the run's seed.
         precision: type of the forward's matrix products; float32 for no autocast.
-        calls: for every part, other calls for modules inside it (compiled, recomputing).
+        calls: for every part, other calls for modules inside it (compiled ones).
+        recompute: keep for a part's backward only the inputs of its pieces, and run those again.
     """
 
     def __init__(
@@ -42,15 +43,19 @@ class LocalEngine:
         seed: int,
         precision: torch.dtype,
         calls: Sequence[Calls],
+        recompute: bool = False,
     ) -> None:
         self.partition, self.objectives, self.updater = partition, objectives, updater
-        self.seed, self.precision, self.calls = seed, precision, calls
+        self.seed, self.precision, self.calls, self.recompute = seed, precision, calls, recompute
 
     def autocast(self, device: str) -> AbstractContextManager[Any]:
-        """Forward in lower precision; no cache, since a cached weight would survive its update."""
-        if self.precision is torch.float32:
-            return nullcontext()
-        return torch.autocast(device, dtype=self.precision, cache_enabled=False)
+        """Forward in lower precision, ours or the caller's; no cache: a cached weight would survive its update."""
+        dtype = self.precision
+        if dtype is torch.float32:
+            if not torch.is_autocast_enabled(device):
+                return nullcontext()
+            dtype = torch.get_autocast_dtype(device)
+        return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
     def rule(self, part: int) -> AbstractContextManager[None]:
         """The part's layer rule, installed on the modules it calls."""
@@ -72,7 +77,7 @@ class Micro:
         draw: index that seeds the random draws.
         last: whether optimisers step after it.
         decay: what the gradients gathered so far are multiplied with first, n(previous) / n(this).
-        weight: what the sum is multiplied with at the last, n(this) / N, so that a mean over slices is the batch's mean.
+        weight: what the sum is multiplied with at the last, n(this) / N, so that a mean over slices is the batch's.
     """
 
     draw: int = 0
@@ -111,6 +116,7 @@ class Session:
         self.plans = engine.partition.plans(x)
         self.readers = {index: part for part, plan in enumerate(self.plans) for index in plan.reads}
         self.boundaries: dict[int, Tensor] = dict(boundaries or {})
+        self.dtypes: dict[int, torch.dtype] = {index: h.dtype for index, h in self.boundaries.items()}
         self.mail: dict[int, dict[int, Any]] = {}
         self.waiting: dict[int, tuple[dict[int, Tensor], Any]] = {}
         self.hearing: dict[int, Context] = {}
@@ -119,15 +125,12 @@ class Session:
     def up(self, part: int) -> None:
         """Run a part; let it learn unless it waits for messages."""
         objective = self.engine.objectives[part]
-        fed = {
-            index: self.boundaries[index].detach().requires_grad_(objective.reads_input_gradient)
-            for index in self.plans[part].reads
-        }
+        fed = {index: self._leaf(index, objective.reads_input_gradient) for index in self.plans[part].reads}
         keep = not (objective.waits and objective.recompute)
         with torch.set_grad_enabled(keep):
             h_out = self._run(part, fed)
         if part < len(self.engine.partition) - 1:
-            self.boundaries[part] = h_out.detach()
+            self.boundaries[part], self.dtypes[part] = h_out.detach(), h_out.dtype
         if objective.waits:
             self.waiting[part] = (fed, h_out if keep else None)
         else:
@@ -147,6 +150,13 @@ class Session:
         if self.micro.last:
             self.engine.updater.finish(self.step)
 
+    def _leaf(self, index: int, reads_gradient: bool) -> Tensor:
+        """A boundary without its graph; in half precision a wide copy, whose gradient is unscaled without underflow."""
+        h = self.boundaries[index].detach()
+        if reads_gradient and self.engine.precision is torch.float16:
+            h = h.float()
+        return h.requires_grad_(reads_gradient)
+
     def _run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False) -> Any:
         def enter(index: int) -> None:
             set_generators(seed_of(self.engine.seed, self.micro.draw, index))
@@ -155,11 +165,12 @@ class Session:
             return self.engine.partition.run(
                 part,
                 self.x,
-                fed,
+                {index: h.to(self.dtypes[index]) for index, h in fed.items()},
                 enter=enter,
                 recomputing=recomputing,
                 calls=self.engine.calls[part],
                 plan=self.plans[part],
+                piecewise=self.engine.recompute,
             )
 
     def _learn(self, part: int, fed: dict[int, Tensor], h_out: Any) -> None:
@@ -204,8 +215,10 @@ class Session:
         )
 
     def _note(self, part: int, signal: Signal) -> Tensor | None:
-        shown = signal.shown()
-        finite = self.engine.updater.check(part, self.step, shown)
+        shown, updater = signal.shown(), self.engine.updater
+        # An overflow of scaled gradients is the scaler's to see: it leaves the step out and lowers the scale.
+        scaled = signal.loss is None and updater.scaler(part, self.device) is not None
+        finite = None if scaled else updater.check(part, self.step, shown)
         self.losses.setdefault(part, shown)
         return finite
 

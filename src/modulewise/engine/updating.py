@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..errors import MethodError, NonFiniteLossError
 from ..objective import Objective, Role
 from ..partition import Partition
+from ..partition.tree import is_fake
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Updater", "guarded_step"]
 
@@ -31,8 +32,14 @@ def _takes_roles(factory: OptimizerFactory) -> bool:
     return "part" in parameters and "role" in parameters
 
 
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
 def guarded_step(optimizer: Optimizer, finite: Tensor) -> None:
     """Step, and take the weights back where `finite` is false, without waiting for the device to say which.
+
+    Where it is false, the optimiser sees gradients of zero, so that its state stays finite as well.
 
     Args:
         optimizer: what to step.
@@ -40,6 +47,10 @@ def guarded_step(optimizer: Optimizer, finite: Tensor) -> None:
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~finite, 0)
     optimizer.step()
     with torch.no_grad():
         for parameter, old in zip(parameters, before, strict=True):
@@ -104,17 +115,12 @@ class Updater:
                 self.schedulers[key] = self.scheduler_factory(made)
         return self.optimizers[key]
 
-    def all(self) -> None:
-        """Make every optimiser now, so that an unfit factory is found before the first step."""
-        for part in range(len(self.partition)):
-            for role in (Role.PART, self.objectives[part].role):
-                self.optimizer(part, role)
-
     def release(self, part: int) -> None:
         """Forget a part's optimisers and their state, once the part is final."""
         for key in [key for key in self.optimizers if key[0] == part]:
             del self.optimizers[key]
             self.schedulers.pop(key, None)
+        self.scalers.pop(part, None)
 
     def scaler(self, part: int, device: str) -> torch.amp.GradScaler | None:
         """The gradient scaler of a part, in half precision."""
@@ -126,10 +132,13 @@ class Updater:
 
     def check(self, part: int, step: int, shown: Tensor) -> Tensor | None:
         """Stop before a part whose loss is not finite; on an accelerator return a flag instead of waiting for it."""
+        if is_fake(shown):
+            return None
         finite = torch.isfinite(shown).all()
         if shown.device.type != "cpu":
             self._flags.append((part, finite))
-            return finite
+            # A part's slices share one update, so that one bad slice holds all of it back.
+            return torch.stack([flag for noted, flag in self._flags if noted == part]).all()
         if not finite:
             raise NonFiniteLossError(part=part, step=step, stepped=tuple(self._stepped))
         return None
@@ -138,25 +147,27 @@ class Updater:
         """Step a part's optimisers and let its gradients go; or note that they wait for the others."""
         keys = [(part, role) for role in roles if self.optimizer(part, role) is not None]
         if self.together:
-            self._waiting += keys
+            self._waiting += [key for key in keys if key not in self._waiting]
             return
-        if self.clip_norm is not None:
-            self._clip([p for key in keys for p in self.parameters(*key)], part)
+        self._clip(keys)
         self._step(keys, finite)
 
-    def _clip(self, parameters: list[nn.Parameter], part: int) -> None:
-        assert self.clip_norm is not None
-        if part in self.scalers:
-            for key, optimizer in self.optimizers.items():
-                if key[0] == part:
-                    self.scalers[part].unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+    def _clip(self, keys: Sequence[tuple[int, Role]]) -> None:
+        if self.clip_norm is None:
+            return
+        for part, role in keys:
+            if part in self.scalers and _has_gradients(self.optimizers[part, role]):
+                self.scalers[part].unscale_(self.optimizers[part, role])
+        torch.nn.utils.clip_grad_norm_([p for key in keys for p in self.parameters(*key)], self.clip_norm)
 
     def _step(self, keys: Sequence[tuple[int, Role]], finite: Tensor | None) -> None:
+        scaled = set()
         for part, role in keys:
             optimizer = self.optimizers[part, role]
             if part in self.scalers:
-                self.scalers[part].step(optimizer)
+                if _has_gradients(optimizer):
+                    self.scalers[part].step(optimizer)
+                    scaled.add(part)
             elif finite is not None:
                 guarded_step(optimizer, finite)
             else:
@@ -165,9 +176,8 @@ class Updater:
             if role is Role.PART:
                 self._stepped.append(part)
                 self.steps[part] = self.steps.get(part, 0) + 1
-        for part in {part for part, _ in keys}:
-            if part in self.scalers:
-                self.scalers[part].update()
+        for part in scaled:
+            self.scalers[part].update()
 
     def finish(self, step: int) -> None:
         """End a step: one look at the flags of an accelerator; clip and step what waited for every gradient."""
@@ -177,18 +187,9 @@ class Updater:
             stepped = tuple(part for part in self._stepped if part not in bad)
             raise NonFiniteLossError(part=bad[0], step=step, stepped=stepped)
         if self._waiting:
-            if self.clip_norm is not None:
-                self._clip_together()
+            self._clip(sorted(self._waiting))
             self._step(self._waiting, None)
         self.reset()
-
-    def _clip_together(self) -> None:
-        for part, role in self._waiting:
-            if part in self.scalers:
-                self.scalers[part].unscale_(self.optimizers[part, role])
-        parameters = [p for key in sorted(set(self._waiting)) for p in self.parameters(*key)]
-        assert self.clip_norm is not None
-        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
     def reset(self) -> None:
         """Forget what the present step noted."""
@@ -196,8 +197,10 @@ class Updater:
 
     def clear(self) -> None:
         """Drop every gradient, as after an error in mid-step."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        for part, objective in enumerate(self.objectives):
+            for role in (Role.PART, objective.role):
+                for parameter in self.parameters(part, role):
+                    parameter.grad = None
         self.reset()
 
     def epoch_end(self, part: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
@@ -9,7 +10,8 @@ from itertools import accumulate
 import torch
 
 from .boundary import Boundary
-from .recording import Call, Operation, Recording, Slot
+from .recording import END, Call, Operation, Recording, Slot
+from .shadowing import is_compiled
 
 __all__ = [
     "Skip",
@@ -18,7 +20,9 @@ __all__ = [
     "needed_before",
     "parameters_between",
     "reads_between",
+    "single_output",
     "skips",
+    "unfit",
 ]
 
 
@@ -41,31 +45,66 @@ def single_output(call: Call) -> Slot | None:
 
 
 def _crossing_counts(recording: Recording) -> list[int]:
-    """counts[p] = number of upstream values made at or before clock p and read after it."""
+    """counts[p] = number of values that are upstream at clock p and read after it."""
     length = recording.root.exit + 2
     steps = [0] * (length + 1)
     for value in recording.values.values():
-        if value.upstream and value.birth >= 0 and value.last_read > value.birth:
-            steps[value.birth] += 1
+        if value.upstream() and value.last_read > value.since:
+            steps[value.since] += 1
             steps[min(value.last_read, length)] -= 1
     return list(accumulate(steps))
 
 
 def _reads_after(recording: Recording) -> dict[int, list[tuple[int, Slot]]]:
-    """For every storage, the clock and span of its reads."""
+    """For every storage, the clock and span of its reads, the model's return included."""
     reads: dict[int, list[tuple[int, Slot]]] = {}
     for operation in recording.operations:
         for slot in operation.reads:
             reads.setdefault(slot.key, []).append((operation.clock, slot))
+    for slot in recording.output:
+        reads.setdefault(slot.key, []).append((END, slot))
     return reads
 
 
 def _lone(call: Call, slot: Slot, recording: Recording, counts: list[int], reads: dict) -> bool:
     """Whether the call's output alone, of all that depends on upstream parameters, is read after the call."""
     value = recording.values[slot.key]
-    if not value.upstream or value.birth < 0 or value.last_read <= call.exit or counts[call.exit] != 1:
+    if not value.upstream(call.exit) or not value.batch or value.last_read <= call.exit or counts[call.exit] != 1:
         return False
     return all(read.within(slot) for clock, read in reads.get(slot.key, ()) if clock > call.exit)
+
+
+def unfit(recording: Recording, call: Call) -> str | None:
+    """Why the forward cannot be entered or left at a call, whatever it returns; None where it can."""
+    if not call.gradients and any(recording.values[slot.key].trainable for slot in call.outputs):
+        return (
+            "is called with gradients off (reentrant checkpointing or no_grad around it), expected them on; use "
+            "torch.utils.checkpoint with use_reentrant=False, or cut elsewhere"
+        )
+    if call.segment is not None and any(
+        operation.segment is call.segment and not call.enter < operation.clock < call.exit
+        for operation in recording.operations
+    ):
+        return (
+            "lies inside a checkpointed segment (torch.utils.checkpoint), expected a segment to lie inside one part; "
+            "cut where a segment begins or ends"
+        )
+    outside = next((frame for frame in call.frames()[:-1] if is_compiled(frame.module)), None)
+    if outside is not None:
+        return (
+            f"lies inside {outside.name!r}, which is compiled, so that its forward cannot be left there; cut before "
+            "compiling and let Trainer(compile=True) compile the parts"
+        )
+    for escape in recording.escapes:
+        if escape.upstream and escape.clock <= call.exit:
+            closed = escape.outermost_closed(call.exit)
+            if closed is None or closed.counts:
+                return (
+                    f"comes after {escape.call.name or 'the forward'!r} has read a value of part of the model into "
+                    "Python (.item(), .tolist(), `if tensor:`), which crosses the cut unseen; move that into a module "
+                    "that returns tensors, or cut before it"
+                )
+    return None
 
 
 def candidates(recording: Recording) -> list[Call]:
@@ -74,14 +113,14 @@ def candidates(recording: Recording) -> list[Call]:
     counts, reads = _crossing_counts(recording), _reads_after(recording)
     first_owner, last_owner = _parameter_span(recording)
     found: list[Call] = []
-    busy = {operation.clock for operation in recording.operations}
+    busy = [operation.clock for operation in recording.operations]
     for call in recording.calls:
         slot = single_output(call)
         if slot is None or times[call.name] != 1 or not first_owner < call.exit < last_owner:
             continue
-        if not _lone(call, slot, recording, counts, reads):
+        if not _lone(call, slot, recording, counts, reads) or unfit(recording, call) is not None:
             continue
-        if found and not any(clock in busy for clock in range(found[-1].exit, call.exit)):
+        if found and bisect(busy, found[-1].exit) == bisect(busy, call.exit):
             found.pop()
         found.append(call)
     return found
@@ -92,7 +131,7 @@ def _parameter_span(recording: Recording) -> tuple[int, int]:
     clocks = [
         operation.clock
         for operation in recording.operations
-        if any(slot.key in recording.constants and recording.values[slot.key].parameter for slot in operation.reads)
+        if any(learned for slot in operation.reads for *_, learned in recording.constants.get(slot.key, ()))
     ]
     return (clocks[0], clocks[-1]) if clocks else (0, 0)
 
@@ -102,17 +141,28 @@ def skips(recording: Recording, cuts: list[Call]) -> dict[int, list[Skip]]:
     found: dict[int, list[Skip]] = {}
     slots = [cut.outputs[0] for cut in cuts]
     reads = _reads_after(recording)
-    allowed = {slot.key for slot in slots}
-    for index, (cut, slot) in enumerate(zip(cuts, slots, strict=True)):
-        earlier = {s.key for s in slots[: index + 1]}
+    changes: dict[int, list[Operation]] = {}
+    for operation in recording.operations:
+        for key in operation.changes:
+            changes.setdefault(key, []).append(operation)
+    for index, cut in enumerate(cuts):
+        earlier = {slot.key: position for position, slot in enumerate(slots[: index + 1])}
         for key, value in recording.values.items():
-            crosses = value.upstream and 0 <= value.birth <= cut.exit < value.last_read
-            if crosses and (key not in earlier or key not in allowed):
+            if not value.upstream(cut.exit) or value.last_read <= cut.exit:
+                continue
+            if key not in earlier:
                 found.setdefault(index, []).append(Skip(value.origin, value.reader))
-        late = [read for clock, read in reads.get(slot.key, ()) if clock > cut.exit]
-        if not all(any(read.within(s) for s in slots[: index + 1]) for read in late):
-            found.setdefault(index, []).append(Skip(cut.name, recording.values[slot.key].reader))
-    return found
+                continue
+            # A boundary changed in place by a part between is no longer the boundary that was handed on.
+            span, made = slots[earlier[key]], cuts[earlier[key]].exit
+            found.setdefault(index, []).extend(
+                Skip(operation.where or "the forward", value.reader)
+                for operation in changes.get(key, ())
+                if made < operation.clock <= cut.exit
+            )
+            if not all(read.within(span) for clock, read in reads[key] if clock > cut.exit):
+                found.setdefault(index, []).append(Skip(value.origin, value.reader))
+    return {index: routes for index, routes in found.items() if routes}
 
 
 def reads_between(recording: Recording, start: int, stop: int) -> dict[int, list[Slot]]:
@@ -131,24 +181,24 @@ def reads_between(recording: Recording, start: int, stop: int) -> dict[int, list
     return found
 
 
-def needed_before(recording: Recording, start: int, keys: set[int]) -> set[int]:
-    """The clocks of the operations before `start` that make the side inputs with these keys (their backward slice)."""
+def needed_before(recording: Recording, start: int, keys: set[int]) -> list[Operation]:
+    """The operations before `start` that make the side inputs with these keys (their backward slice)."""
     made: dict[int, list[Operation]] = {}
     for operation in recording.operations:
         if operation.clock <= start:
             for key in {slot.key for slot in operation.makes} | set(operation.changes):
                 made.setdefault(key, []).append(operation)
-    clocks: set[int] = set()
+    found: dict[int, Operation] = {}
     stack = [key for key in keys if key not in recording.inputs]
     seen = set(stack)
     while stack:
         for operation in made.get(stack.pop(), ()):
-            clocks.add(operation.clock)
+            found[operation.clock] = operation
             for slot in operation.reads:
-                if slot.key not in seen and not recording.values[slot.key].upstream:
+                if slot.key not in seen and not recording.values[slot.key].upstream(start):
                     seen.add(slot.key)
                     stack.append(slot.key)
-    return clocks
+    return list(found.values())
 
 
 def parameters_between(recording: Recording, start: int, stop: int) -> dict[str, str]:
@@ -157,8 +207,9 @@ def parameters_between(recording: Recording, start: int, stop: int) -> dict[str,
     for operation in recording.operations:
         if start < operation.clock <= stop:
             for slot in operation.reads:
-                if slot.key in recording.constants and recording.values[slot.key].parameter:
-                    found.setdefault(recording.constants[slot.key], operation.where)
+                for name, span, learned in recording.constants.get(slot.key, ()):
+                    if learned and slot.overlaps(span):
+                        found.setdefault(name, operation.where)
     return found
 
 

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from ..balance import Balance, Slice, memory, split, time
 from ..errors import PartitionError
 from .boundary import Block, Boundary
-from .cutting import Survey, named_cuts, owners
+from .cutting import Survey, check_owners, named_cuts, owners
+from .pieces import Pieces
 from .plans import PartPlan
-from .recording import END
 from .running import Enter, run_part
 from .shadowing import scratch_buffers
-from .slices import blocks_after, measure_slices, steps
+from .slices import blocks_after, measure_slices
 from .table import table
-from .tree import batch_size, map_tensors, plain, signature
-from .verification import verify
+from .tree import batch_size, map_tensors, plain, signature, structure
 
 __all__ = ["Part", "Partition"]
 
@@ -64,6 +63,8 @@ class Partition:
     ) -> None:
         if (cuts is None) == (parts is None):
             raise PartitionError("a partition needs either cuts= (module names) or parts= (a number), exactly one")
+        if isinstance(cuts, str):
+            raise PartitionError(f"cuts={cuts!r} is one string, expected a list of module names; write [{cuts!r}]")
         self.model = model
         self._example = plain(example)
         self._survey = Survey(model, self._example)
@@ -73,8 +74,11 @@ class Partition:
         self.cuts: tuple[str, ...] = tuple(cuts)
         self._calls = named_cuts(self._survey, self.cuts)
         self._plans = {signature(self._example): self._survey.plans(self._calls)}
+        self._pieces: dict[Any, Pieces] = {}
         owned = owners(self._survey, self._calls)
-        verify(model, self._plans[signature(self._example)], self._calls, list(self._survey.examples))
+        self._owner = {name: index for index, names in enumerate(owned) for name in names}
+        self._survey.verify(self._calls, self._plans[signature(self._example)])
+        self._structures = {structure(self._example)}
         boundaries = [self._survey.boundary(call) for call in self._calls]
         self.parts: tuple[Part, ...] = tuple(
             Part(
@@ -102,7 +106,13 @@ class Partition:
         key = signature(x)
         if key not in self._plans:
             survey = Survey(self.model, plain(x))
-            self._plans[key] = survey.plans(named_cuts(survey, self.cuts))
+            calls = named_cuts(survey, self.cuts)
+            check_owners(survey, calls, self._owner)
+            plans = survey.plans(calls)
+            if structure(x) not in self._structures:
+                survey.verify(calls, plans)
+                self._structures.add(structure(x))
+            self._plans[key] = plans
         return self._plans[key]
 
     def run(
@@ -115,6 +125,7 @@ class Partition:
         recomputing: bool = False,
         calls: Mapping[nn.Module, Callable[..., Any]] | None = None,
         plan: PartPlan | None = None,
+        piecewise: bool = False,
     ) -> Any:
         """Run part `index` on the boundaries it reads.
 
@@ -126,13 +137,24 @@ class Partition:
             recomputing: let buffers be written to copies, so that a second run updates no statistics.
             calls: other calls for modules inside the part, e.g. compiled ones.
             plan: the part's plan, where the caller has looked it up already.
+            piecewise: keep for the backward only the inputs of the pieces between the part's own cut points.
         """
         with ExitStack() as stack:
             if recomputing:
                 stack.enter_context(scratch_buffers(self.model))
+            if piecewise:
+                return self._pieces_for(x).run(index, x, fed, n=batch_size(x), enter=enter)
             return run_part(
                 self.model, plan or self.plans(x)[index], index, x, fed, n=batch_size(x), enter=enter, calls=calls
             )
+
+    def _pieces_for(self, x: Any) -> Pieces:
+        key = signature(x)
+        if key not in self._pieces:
+            known = key == signature(self._example)
+            survey = self._survey if known else Survey(self.model, plain(x))
+            self._pieces[key] = Pieces(survey, self._calls if known else named_cuts(survey, self.cuts))
+        return self._pieces[key]
 
     def reads(self, x: Any, index: int) -> tuple[int, ...]:
         """The boundaries part `index` reads: the one below it and, by a skip, earlier ones."""
@@ -147,13 +169,7 @@ class Partition:
 
     def blocks(self, index: int) -> tuple[Block, ...]:
         """The modules called after part `index`, each with one tensor in and one out, in order of call."""
-        return blocks_after(self._survey, self._calls[index].exit if index < len(self._calls) else -1)
-
-    def steps(self, index: int) -> list[nn.Module]:
-        """The composite modules inside part `index`, from one cut point to the next: what can be recomputed piecewise."""
-        edges = [-1, *(call.exit for call in self._calls), END]
-        inside = steps(self._survey, edges[index], edges[index + 1])
-        return [call.module for call, _ in inside if next(call.module.children(), None) is not None]
+        return blocks_after(self._survey, self._calls[index].exit if index < len(self._calls) else END)
 
     def measure(self) -> list[Slice]:
         """Every slice between neighbouring cut points, measured at the example's batch size."""
@@ -179,7 +195,6 @@ class Partition:
         return [points[index].name for index in ends]
 
     def __str__(self) -> str:
-
         return table(self)
 
 

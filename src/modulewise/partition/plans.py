@@ -9,27 +9,51 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from ..errors import PartitionError
 from .crossings import needed_before, reads_between
-from .recording import END, Call, Recording, Slot
+from .recording import END, Call, Operation, Recording, Slot
+from .shadowing import is_compiled
 
 __all__ = ["PartPlan", "StandIn", "make_plans"]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A recorded tensor whose sizes are linear in the batch size: size = base + slope * N."""
+class Sizes:
+    """Numbers that are linear in the batch size: base + slope * N."""
 
     base: tuple[int, ...]
     slope: tuple[int, ...]
+
+    def at(self, n: int) -> list[int]:
+        """The numbers at batch size n."""
+        return [max(0, base + slope * n) for base, slope in zip(self.base, self.slope, strict=True)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A recorded tensor, by its sizes."""
+
+    sizes: Sizes
     dtype: torch.dtype
     dense: bool
 
     def make(self, n: int, device: torch.device) -> Tensor:
         """A stand-in of the right shape that takes no memory (unless something writes to it)."""
-        sizes = [base + slope * n for base, slope in zip(self.base, self.slope, strict=True)]
         if self.dense:
-            return torch.zeros(sizes, dtype=self.dtype, device=device)
-        return torch.zeros((), dtype=self.dtype, device=device).expand(sizes)
+            return torch.zeros(self.sizes.at(n), dtype=self.dtype, device=device)
+        return torch.zeros((), dtype=self.dtype, device=device).expand(self.sizes.at(n))
+
+
+@dataclass(frozen=True)
+class Number:
+    """A recorded integer, or a `torch.Size`, that goes with the batch size."""
+
+    sizes: Sizes
+    kind: type
+
+    def make(self, n: int) -> Any:
+        """The number at batch size n."""
+        return self.kind(self.sizes.at(n) if self.kind is torch.Size else self.sizes.at(n)[0])
 
 
 @dataclass(frozen=True)
@@ -43,9 +67,12 @@ class StandIn:
     def make(self, n: int, device: torch.device, fed: Tensor | None = None) -> Any:
         """The value to return at batch size n."""
         leaves = [
-            (fed if fed is not None else leaf.make(n, device)) if isinstance(leaf, Shape) else leaf
+            leaf.make(n) if isinstance(leaf, Number)
+            else leaf if not isinstance(leaf, Shape)
+            else leaf.make(n, device) if fed is None
+            else fed
             for leaf in self.leaves
-        ]
+        ]  # fmt: skip
         return tree_unflatten(leaves, self.structure)
 
 
@@ -61,6 +88,8 @@ class PartPlan:
         copies: those of them that the part changes in place, so that it must be given a copy.
         reads_batch: whether the part reads side inputs, so that x is needed to run it.
         inside: outermost modules called in the part, in order of call.
+        below: name of the cut below.
+        above: name of the cut above.
     """
 
     stubs: list[tuple[nn.Module, list[StandIn | None]]] = field(default_factory=list)
@@ -70,23 +99,35 @@ class PartPlan:
     copies: frozenset[int] = frozenset()
     reads_batch: bool = False
     inside: list[Call] = field(default_factory=list)
+    below: str = ""
+    above: str = ""
 
 
-def _shape(small: Slot, large: Slot, sizes: tuple[int, int], dense: bool) -> Shape:
+def _sizes(small: tuple[int, ...], large: tuple[int, ...], sizes: tuple[int, int]) -> Sizes:
     n, m = sizes
-    slope = tuple((b - a) // (m - n) for a, b in zip(small.shape, large.shape, strict=True))
-    base = tuple(a - s * n for a, s in zip(small.shape, slope, strict=True))
-    return Shape(base, slope, small.dtype, dense)
+    slope = tuple((b - a) // (m - n) for a, b in zip(small, large, strict=True))
+    return Sizes(tuple(a - s * n for a, s in zip(small, slope, strict=True)), slope)
+
+
+def _leaf(a: Any, b: Any, sizes: tuple[int, int], changed: set[int]) -> Any:
+    if isinstance(a, Slot):
+        return Shape(_sizes(a.shape, b.shape, sizes), a.dtype, a.key in changed)
+    if isinstance(a, torch.Size):
+        return Number(_sizes(tuple(a), tuple(b), sizes), torch.Size)
+    if isinstance(a, int) and not isinstance(a, bool):
+        return Number(_sizes((a,), (b,), sizes), int)
+    return a
 
 
 def _stand_in(small: Call, large: Call, sizes: tuple[int, int], changed: set[int], boundary: int | None) -> StandIn:
-    leaves: list[Any] = []
-    for a, b in zip(small.leaves, large.leaves, strict=True):
-        if isinstance(a, Slot):
-            leaves.append(_shape(a, b, sizes, a.key in changed))
-        else:
-            leaves.append(a if isinstance(a, bool | int | float | str) else None)
-    return StandIn(tuple(leaves), small.structure, boundary)
+    kinds = [[(type(leaf), len(getattr(leaf, "shape", ()))) for leaf in call.leaves] for call in (small, large)]
+    if kinds[0] != kinds[1]:
+        raise PartitionError(
+            f"{small.name!r} returns another structure at another batch size, expected one; a partition runs later "
+            "parts on stand-ins of what earlier modules return"
+        )
+    leaves = tuple(_leaf(a, b, sizes, changed) for a, b in zip(small.leaves, large.leaves, strict=True))
+    return StandIn(leaves, small.structure, boundary)
 
 
 def _outermost(call: Call, start: int, stop: int) -> list[Call]:
@@ -110,25 +151,25 @@ class _Planner:
         self.clocks = [cut.exit for cut in cuts]
         self.index = {id(cut): position for position, cut in enumerate(cuts)}
         self.slots = [cut.outputs[0] for cut in cuts]
+        self.changed = {key for operation in small.operations for key in operation.changes}
 
     def plan(self, part: int) -> PartPlan:
         """The plan of one part."""
         start = self.clocks[part - 1] if part else -1
         last = part == len(self.cuts)
         stop = END if last else self.clocks[part]
-        plan = PartPlan(stop=None if last else self.cuts[part].module)
+        plan = PartPlan(stop=None if last else self.cuts[part].module, above="" if last else self.cuts[part].name)
         plan.inside = _outermost(self.small.root, start, stop)
         if part == 0:
             plan.reads_batch = True
             return plan
-        self._inputs(plan, part, start, stop)
         below = self.cuts[part - 1]
-        plan.feed = (below.module, self._stand_in(below, part - 1))
+        plan.feed, plan.below = (below.module, self._stand_in(below, part - 1)), below.name
+        self._inputs(plan, part, start, stop)
         return plan
 
     def _stand_in(self, call: Call, boundary: int | None) -> StandIn:
-        changed = {key for operation in self.small.operations for key in operation.changes}
-        return _stand_in(call, self.twin[id(call)], self.sizes, changed, boundary)
+        return _stand_in(call, self.twin[id(call)], self.sizes, self.changed, boundary)
 
     def _inputs(self, plan: PartPlan, part: int, start: int, stop: int) -> None:
         """Ports, side inputs, and what is stood in for before the part."""
@@ -137,22 +178,36 @@ class _Planner:
         read = reads_between(self.small, start, stop)
         # A storage may be the boundary of several cuts (an identity); the latest cut at or below the part feeds it.
         plan.reads = tuple(sorted({earlier[key] for key in read if key in earlier} | {part - 1}))
-        side = {key for key in read if key not in earlier and not values[key].upstream}
-        plan.reads_batch = any(values[key].batch for key in side)
+        side = {key for key in read if key not in earlier and not values[key].upstream(start)}
+        needed = needed_before(self.small, start, side)
+        self._refuse_random(part, needed)
+        # What the batch tells Python (`if mask.all():`) may decide anything, so it is told again.
+        told = [escape for escape in self.small.escapes if escape.batch and not escape.upstream]
+        plan.reads_batch = any(values[key].batch for key in side) or any(escape.clock <= stop for escape in told)
         changed = {
             key for operation in self.small.operations if start < operation.clock <= stop for key in operation.changes
         }
         plan.copies = frozenset(index for index in plan.reads if self.slots[index].key in changed)
-        needed = needed_before(self.small, start, side)
+        clocks = {operation.clock for operation in needed}
         actions: dict[nn.Module, list[StandIn | None]] = {}
-        self._stub(self.small.root, start, needed, set(plan.reads), actions)
+        self._stub(self.small.root, start, clocks, {escape.clock for escape in told}, set(plan.reads), actions)
         plan.stubs = list(actions.items())
+
+    def _refuse_random(self, part: int, needed: list[Operation]) -> None:
+        drawn = next((operation for operation in needed if operation.random), None)
+        if drawn is not None:
+            raise PartitionError(
+                f"part {part} (after {self.cuts[part - 1].name!r}) reads random numbers drawn before it, in "
+                f"{drawn.where or 'the forward'!r}, expected each part to draw its own; draw them where they are used, "
+                "or cut after their last use"
+            )
 
     def _stub(
         self,
         call: Call,
         start: int,
         needed: set[int],
+        told: set[int],
         ports: set[int],
         actions: dict[nn.Module, list[StandIn | None]],
     ) -> None:
@@ -161,15 +216,24 @@ class _Planner:
                 return
             here = self.index.get(id(child))
             if child.exit > start:
-                self._stub(child, start, needed, ports, actions)
+                self._stub(child, start, needed, told, ports, actions)
             elif here is not None and here in ports:
                 if self.clocks[here] < start:
                     actions.setdefault(child.module, []).append(self._stand_in(child, here))
-            elif any(child.enter < clock < child.exit for clock in needed) or self._holds(child, ports):
+            elif self._runs(child, needed, told) or self._holds(child, ports):
                 actions.setdefault(child.module, []).append(None)
-                self._stub(child, start, needed, ports, actions)
+                if not is_compiled(child.module):
+                    self._stub(child, start, needed, told, ports, actions)
             else:
                 actions.setdefault(child.module, []).append(self._stand_in(child, None))
+
+    def _runs(self, call: Call, needed: set[int], told: set[int]) -> bool:
+        """Whether a call before the part must be run for what the batch alone determines."""
+        if any(call.enter < clock < call.exit for clock in needed):
+            return True
+        values = self.small.values
+        known = all(isinstance(leaf, Slot) and values[leaf.key].upstream(call.exit) for leaf in call.leaves)
+        return not known and any(call.enter < clock < call.exit for clock in told)
 
     def _holds(self, call: Call, ports: set[int]) -> bool:
         """Whether a cut whose boundary is read later lies inside this call."""
@@ -177,6 +241,10 @@ class _Planner:
 
 
 def make_plans(small: Recording, large: Recording, cuts: list[Call], sizes: tuple[int, int]) -> list[PartPlan]:
-    """The plans of all parts, from recordings at two batch sizes."""
+    """The plans of all parts, from recordings at two batch sizes.
+
+    Raises:
+        PartitionError: a part reads random numbers drawn before it, or what a module returns has no one structure.
+    """
     planner = _Planner(small, large, cuts, sizes)
     return [planner.plan(part) for part in range(len(cuts) + 1)]

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..errors import PartitionError
 from .plans import PartPlan, StandIn
 from .shadowing import Shadows, original_call
 from .tree import call_model, tensors
 
-__all__ = ["run_part"]
+__all__ = ["Enter", "run_part"]
 
 Enter = Callable[[int], None]
 """enter(k): called when the forward passes into part k, so that generators can be set there."""
@@ -40,13 +40,16 @@ def _stopping(module: nn.Module, call: Callable[..., Any] | None) -> Callable[..
 
 
 class _Prefix:
-    """The stand-ins before a part: on when the forward starts, off when the boundary has been fed in."""
+    """The stand-ins before a part: on when the forward starts, off when the boundary has been fed in.
+
+    Gradients stay as they are: a context manager of the user's that spans the cut must find them unchanged.
+    """
 
     def __init__(self, plan: PartPlan, part: int, fed: Mapping[int, Tensor], n: int, enter: Enter | None) -> None:
         self.plan, self.part, self.fed, self.n, self.enter = plan, part, fed, n, enter
         self.device = fed[part - 1].device
         self.shadows = Shadows()
-        self.gradients = torch.is_grad_enabled()
+        self.passed = False
 
     def put(self) -> None:
         assert self.plan.feed is not None
@@ -54,12 +57,9 @@ class _Prefix:
             self.shadows.put(module, self._stub(module, actions))
         module, stand_in = self.plan.feed
         self.shadows.put(module, lambda *args, **kwargs: self._feed(stand_in))
-        if len(self.plan.reads) == 1:
-            torch.set_grad_enabled(False)
 
     def remove(self) -> None:
         self.shadows.remove()
-        torch.set_grad_enabled(self.gradients)
 
     def _stub(self, module: nn.Module, actions: list[StandIn | None]) -> Callable[..., Any]:
         run, left = original_call(module), iter(actions)
@@ -81,6 +81,7 @@ class _Prefix:
         return h.clone() if boundary in self.plan.copies else h
 
     def _feed(self, stand_in: StandIn) -> Any:
+        self.passed = True
         self.remove()
         if self.enter is not None:
             self.enter(self.part)
@@ -112,6 +113,9 @@ def run_part(
 
     Returns:
         The boundary above the part, or the model's raw output for the last.
+
+    Raises:
+        PartitionError: this forward does not call a cut.
     """
     shadows = Shadows()
     prefix = _Prefix(plan, part, fed, n, enter) if plan.feed is not None else None
@@ -125,10 +129,24 @@ def run_part(
             prefix.put()
         elif enter is not None:
             enter(part)
-        return call_model(model, x)
+        out = call_model(model, x)
     except _Reached as reached:
+        if prefix is not None and not prefix.passed:
+            raise _missed(plan.below) from None
         return reached.boundary
     finally:
         if prefix is not None:
             prefix.remove()
         shadows.remove()
+    if prefix is not None and not prefix.passed:
+        raise _missed(plan.below)
+    if plan.stop is not None:
+        raise _missed(plan.above)
+    return out
+
+
+def _missed(cut: str) -> PartitionError:
+    return PartitionError(
+        f"cut {cut!r} was not called in this forward, expected once, in order (a branch or a dropped layer goes "
+        "around it); cut at a module that every forward calls"
+    )

@@ -11,17 +11,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["original_call", "scratch_buffers", "shadowed"]
+__all__ = ["is_compiled", "original_call", "scratch_attributes", "scratch_buffers", "shadowed"]
 
 SHADOW = "_compiled_call_impl"
 _ABSENT = object()
 
 
 def original_call(module: nn.Module) -> Callable[..., Any]:
-    """What calling the module does without a shadow: a compiled call where the user made one, else hooks and forward."""
+    """What calling the module does: a compiled call where the user made one, else hooks and forward."""
     return module.__dict__.get(SHADOW) or module._call_impl
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the user compiled the module (`torch.compile(module)`, `module.compile()`); to be asked unshadowed."""
+    return "_orig_mod" in module._modules or module.__dict__.get(SHADOW) is not None
 
 
 class Shadows:
@@ -66,8 +72,7 @@ def scratch_buffers(model: nn.Module) -> Iterator[None]:
 
     Copies, rather than a restore after the fact: a graph made in the block keeps the values it saved.
     """
-    owners = [module for module in model.modules() if module._buffers]
-    originals = [(module._buffers, dict(module._buffers)) for module in owners]
+    originals = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     copies: dict[int, Any] = {}
     try:
         for buffers, before in originals:
@@ -77,4 +82,47 @@ def scratch_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffers, before in originals:
-            buffers.update(before)
+            _refill(buffers, before)
+
+
+@contextmanager
+def scratch_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back, on exit, what a forward keeps on its modules: plain attributes, lists, dictionaries, tensors.
+
+    Buffers are `scratch_buffers`'s care; what an attribute's own attributes hold is left alone.
+    """
+    before = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
+    contents: list[tuple[Any, Any]] = []
+    values: list[tuple[Tensor, int, Tensor]] = []
+    for _, attributes in before:
+        for name, attribute in attributes.items():
+            if name == "_buffers":
+                continue
+            kind = next((kind for kind in (list, dict, set) if isinstance(attribute, kind)), None)
+            if kind is not None:
+                contents.append((attribute, kind(attribute)))
+            elif isinstance(attribute, Tensor) and not attribute.is_inference():
+                values.append((attribute, attribute._version, attribute.detach().clone()))
+    try:
+        yield
+    finally:
+        for attributes, originals in before:
+            if attributes.keys() != originals.keys() or any(attributes[key] is not originals[key] for key in originals):
+                attributes.clear()
+                attributes.update(originals)
+        for container, held in contents:
+            _refill(container, held)
+        for tensor, version, value in values:
+            if tensor._version != version:
+                with torch.no_grad():
+                    tensor.copy_(value)
+
+
+def _refill(container: Any, copy: Any) -> None:
+    """Give a list, dictionary or set what it held, where it now holds something else."""
+    now, then = list(container), list(copy)
+    if isinstance(container, dict):
+        now, then = [*now, *container.values()], [*then, *copy.values()]
+    if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(copy)

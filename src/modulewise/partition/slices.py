@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from ..balance import Slice
 from ..metering import Category, MemoryMeter
@@ -25,10 +27,25 @@ __all__ = ["blocks_after", "measure_slices", "steps"]
 
 
 def measure_slices(survey: Survey, points: list[Call], example: Any, *, timed: bool = True) -> list[Slice]:
-    """Run every slice forward and backward at the example's batch size and note what it keeps and how long it takes.
+    """Run every slice forward and backward at the example's batch size; note what it keeps and how long it takes.
 
-    Slices run one at a time, so that a model too large to train whole can be measured.
+    Slices run one at a time, so that a model too large to train whole can be measured. Untimed, they run on tensors
+    without memory where the forward allows it.
     """
+    if timed:
+        return _measured(survey, points, example, timed=True)
+    indices = [survey.points().index(point) for point in points]
+    mode = FakeTensorMode()
+    try:
+        with FakeCopyMode(mode):
+            fake, x = copy.deepcopy((survey, example))
+        with mode:
+            return _measured(fake, [fake.points()[index] for index in indices], x, timed=False)
+    except (RuntimeError, NotImplementedError, TypeError):  # a forward that asks for values, an operator without shapes
+        return _measured(survey, points, example, timed=False)
+
+
+def _measured(survey: Survey, points: list[Call], example: Any, *, timed: bool) -> list[Slice]:
     model, n = survey.model, batch_size(example)
     plans = survey.plans(points)
     named = dict(model.named_parameters())
@@ -56,7 +73,7 @@ def measure_slices(survey: Survey, points: list[Call], example: Any, *, timed: b
                     input_bytes=inputs,
                     output_bytes=sum(_bytes(t) for t in tensors(out)),
                     saved_bytes=sum(saved.values()),
-                    shared_bytes=sum(size for key, size in saved.items() if key in before),
+                    shared_bytes=sum(saved.get(key, 0) for key in map(_key, fed.values()) if key in before),
                     transient_bytes=max(0, peak - sum(saved.values())),
                     seconds=perf_counter() - started if timed else 0.0,
                 )
@@ -67,6 +84,10 @@ def measure_slices(survey: Survey, points: list[Call], example: Any, *, timed: b
     return slices
 
 
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -75,13 +96,12 @@ def _learn(
     model: nn.Module, plan: PartPlan, index: int, x: Any, fed: dict[int, Tensor], n: int
 ) -> tuple[Any, dict[int, int]]:
     """One forward and backward of a slice; its output, and the bytes of every storage it kept."""
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    parameters = {_key(p) for p in model.parameters()}
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            saved[storage._cdata] = storage.nbytes()
+        if _key(tensor) not in parameters:
+            saved[_key(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.enable_grad():

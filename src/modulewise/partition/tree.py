@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..errors import DataError
 
-__all__ = ["batch_size", "call_model", "map_tensors", "rebatch", "signature", "tensors"]
+__all__ = ["batch_size", "call_model", "is_fake", "map_tensors", "rebatch", "signature", "structure", "tensors"]
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """The tensors in a tree, in order.
+    """The tensors in a tree, in order; trees are made of mappings, sequences and dataclasses.
 
     >>> len(tensors({"a": torch.zeros(2), "b": (torch.ones(1), None)}))
     2
     """
     if isinstance(tree, Tensor):
         return [tree]
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    for leaf in tree_flatten(tree)[0]:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            found += tensors(list(leaf.values()))
+        elif isinstance(leaf, list | tuple | torch.Size) and leaf is not tree:
+            found += tensors(list(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors([getattr(leaf, part.name) for part in fields(leaf)])
+    return found
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -84,3 +96,21 @@ def signature(x: Any) -> tuple[Any, ...]:
         for leaf in leaves
     )
     return (str(spec), shapes)
+
+
+def structure(x: Any) -> tuple[Any, ...]:
+    """What a signature says but for the sizes: which tensors x is made of.
+
+    >>> structure(torch.zeros(2, 3)) == structure(torch.zeros(5, 4))
+    True
+    """
+    leaves, spec = tree_flatten(plain(x))
+    return (
+        str(spec),
+        tuple((leaf.ndim, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves),
+    )
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no values, as where a step is measured without memory for it."""
+    return isinstance(tensor, FakeTensor)

@@ -1,0 +1,94 @@
+"""The pieces of a part, from cut point to cut point, and running a part piece by piece with recomputation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .running import Enter, run_part
+from .shadowing import scratch_buffers
+
+if TYPE_CHECKING:
+    from .cutting import Survey
+    from .recording import Call
+
+__all__ = ["Pieces"]
+
+
+class Pieces:
+    """A finer partition below the one asked for: every part cut again at its own cut points.
+
+    Args:
+        survey: the recorded model.
+        cuts: the calls at which the parts end.
+    """
+
+    def __init__(self, survey: Survey, cuts: list[Call]) -> None:
+        self.model: nn.Module = survey.model
+        fine = _merged(survey, cuts)
+        self.plans = survey.plans(fine)
+        # ends[k] is the index of the last piece of part k.
+        self.ends = [fine.index(cut) for cut in cuts] + [len(fine)]
+
+    def run(self, part: int, x: Any, fed: Mapping[int, Tensor], *, n: int, enter: Enter | None) -> Any:
+        """Run a part, keeping of every piece but the last only its input; the backward runs those pieces again.
+
+        Random draws are replayed, and the second run writes to copies of buffers, so that numbers and statistics are
+        those of an ordinary run.
+
+        Args:
+            part: index of the part.
+            x: the model's input, read for side inputs.
+            fed: the boundaries the part reads, by index.
+            n: batch size.
+            enter: called with the part's index as the forward passes into it.
+        """
+        held = {self.ends[index]: h for index, h in fed.items()}
+        first, last = (self.ends[part - 1] + 1 if part else 0), self.ends[part]
+        out: Any = None
+        for piece in range(first, last + 1):
+            seeds = _only(enter, part) if piece == first else None
+            given = {index: held[index] for index in self.plans[piece].reads}
+            if piece < last and torch.is_grad_enabled():
+                out = self._kept_small(piece, x, given, n, seeds)
+            else:
+                out = run_part(self.model, self.plans[piece], piece, x, given, n=n, enter=seeds)
+            held[piece] = out
+            later = {index for plan in self.plans[piece + 1 : last + 1] for index in plan.reads}
+            for index in [index for index in held if index not in later]:
+                del held[index]
+        return out
+
+    def _kept_small(self, piece: int, x: Any, given: Mapping[int, Tensor], n: int, enter: Enter | None) -> Any:
+        names = list(given)
+
+        def run(*tensors: Tensor) -> Any:
+            fed = dict(zip(names, tensors, strict=True))
+            return run_part(self.model, self.plans[piece], piece, x, fed, n=n, enter=enter)
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), scratch_buffers(self.model)
+
+        return checkpoint(run, *given.values(), use_reentrant=False, context_fn=contexts)
+
+
+def _only(enter: Enter | None, part: int) -> Callable[[int], None] | None:
+    """Say that a part was entered, whatever piece it was entered by."""
+    return None if enter is None else lambda piece: enter(part)
+
+
+def _merged(survey: Survey, cuts: list[Call]) -> list[Call]:
+    """The cut points with the cuts among them; of two that end at one place the cut."""
+    busy = {operation.clock for operation in survey.small.operations}
+
+    def apart(a: Call, b: Call) -> bool:
+        low, high = sorted((a.exit, b.exit))
+        return any(clock in busy for clock in range(low, high))
+
+    points = [point for point in survey.points() if all(apart(point, cut) for cut in cuts)]
+    return sorted([*points, *cuts], key=lambda call: call.exit)

@@ -1,0 +1,115 @@
+"""Every method of the library through the contract suite, and no two methods the same."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import modulewise as mw
+from modulewise.checks import conformance, example_problem, linear_problem
+from modulewise.checks.conformance import _REQUIREMENTS
+from modulewise.method import Method, SolverMethod
+
+CLASSES = 3
+ARGUMENTS: dict[str, Any] = {
+    "classes": CLASSES,
+    "outputs": CLASSES,
+    "method": mw.methods.DGL(classes=CLASSES),
+}
+# The same updates by design: they differ in what is kept for the backward, which no update shows.
+EQUAL_BY_DESIGN = {frozenset({"Backprop", "Checkpointed"})}
+
+
+def make(name: str) -> Method:
+    """The method with its defaults; what every method needs to know of the task is given by name."""
+    kind = getattr(mw.methods, name)
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.init}
+    assert required <= set(ARGUMENTS), f"{name} needs {required - set(ARGUMENTS)}: name it in ARGUMENTS"
+    return kind(**{f.name: ARGUMENTS[f.name] for f in fields(kind) if f.name in ARGUMENTS})
+
+
+@pytest.mark.parametrize("name", mw.methods.__all__)
+def test_every_method_meets_every_requirement(name):
+    checks = conformance(make(name))
+    assert [check.name for check in checks] == list(_REQUIREMENTS)
+    assert {check.name: check.detail for check in checks if not check.passed} == {}
+
+
+@pytest.fixture(scope="module")
+def updates() -> dict[str, torch.Tensor]:
+    """What three steps do to a perceptron that every method can take, by method."""
+    problem, moved = linear_problem(), {}
+    for name in mw.methods.__all__:
+        method, model = make(name), problem.model()
+        optimizer = None if isinstance(method, SolverMethod) else lambda p: torch.optim.SGD(p, lr=0.01)
+        partition = mw.Partition(model, cuts=problem.cuts, example=problem.x)
+        trainer = mw.Trainer(partition, method, loss=F.cross_entropy, optimizer=optimizer)
+        for _ in range(3):
+            trainer.step(problem.x, problem.y)
+        moved[name] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return moved
+
+
+@pytest.mark.parametrize("pair", list(combinations(mw.methods.__all__, 2)), ids="-".join)
+def test_no_two_methods_have_equal_updates(updates, pair):
+    """Methods with equal updates would be one method with two settings."""
+    equal = torch.allclose(updates[pair[0]], updates[pair[1]], rtol=1e-6, atol=1e-8)
+    assert equal == (frozenset(pair) in EQUAL_BY_DESIGN)
+
+
+@pytest.mark.parametrize("problem", [example_problem, linear_problem])
+def test_a_problem_is_the_same_every_time(problem):
+    a, b = problem(), problem()
+    assert torch.equal(a.x, b.x)
+    pairs = zip(a.model().state_dict().values(), b.model().state_dict().values(), strict=True)
+    assert all(torch.equal(u, v) for u, v in pairs)
+
+
+class _Wrong(mw.Objective):
+    """Breaks several requirements at once: no part but the last learns, and graphs are kept."""
+
+    kept: list[torch.Tensor] = []  # noqa: RUF012 - shared on purpose: that is the leak
+
+    def __init__(self, site: mw.Site) -> None:
+        super().__init__()
+        self.loss, self.last = site.loss, site.last
+
+    def forward(self, context: mw.Context) -> mw.Signal:
+        self.kept.append(context.h_out)
+        return mw.Signal(loss=self.loss(context.h_out, context.y) if self.last else context.h_out.square().mean() * 0)
+
+
+class Wrong(mw.PartwiseMethod):
+    family, locality = mw.Family.PROXY, mw.Locality(mw.Reach.STRICT)
+    references = ()
+
+    def objective(self, site: mw.Site) -> mw.Objective:
+        return _Wrong(site)
+
+
+def test_the_suite_fails_a_method_that_breaks_its_contract():
+    failed = {check.name for check in conformance(Wrong()) if not check.passed}
+    assert failed == {
+        "is a frozen dataclass with family, locality and references",
+        "every part learns and reports a finite detached loss",
+        "no graph outlives the step",
+    }
+
+
+class WrongAlone(Wrong):
+    """The last part minimises twice the task loss, so that one part is not end-to-end backpropagation."""
+
+    def objective(self, site: mw.Site) -> mw.Objective:
+        objective = _Wrong(site)
+        objective.loss = lambda output, y: 2 * site.loss(output, y)
+        return objective
+
+
+def test_the_suite_sees_that_one_part_is_not_end_to_end():
+    failed = {check.name for check in conformance(WrongAlone()) if not check.passed}
+    assert "one part equals end-to-end backpropagation" in failed
