@@ -53,8 +53,9 @@ demo: $(READY) ## train a network part by part beside end-to-end backpropagation
 		--epochs 5 --seeds 0,1 --out demo
 
 bench: $(READY) ## speed and memory beside end-to-end backpropagation; writes results/bench-*.jsonl
-	@for bench in benchmarks/bench_*.py; do \
-		echo "$(BIN)/python $$bench"; $(BIN)/python "$$bench" || exit 1; \
+	@for file in $$(grep -l '^if __name__' benchmarks/*.py); do \
+		echo "$(BIN)/python -m benchmarks.$$(basename $$file .py)"; \
+		$(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; \
 	done
 
 mutants: $(READY) ## plant known defects in a copy, one at a time: each must turn tests red

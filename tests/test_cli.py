@@ -172,9 +172,9 @@ def test_methods_lists_every_method(capsys):
 def test_parts_lists_every_slice_and_its_parameters(capsys):
     assert main(["parts", "lenet5", "--input", "1,28,28", "--batch", "2"]) == 0
     printed = capsys.readouterr().out
-    rows = [line.split() for line in printed.splitlines()[1:] if line and line.split()[0].isdigit()]
-    numbers = [int(row[-8].replace(",", "")) for row in rows]
-    assert sum(numbers) == 61_706
+    rows = [line.split() for line in printed.split("\n\n")[0].splitlines()[1:]]
+    assert len(rows) == 5
+    assert sum(int(row[-9].replace(",", "")) for row in rows) == 61_706
     assert "up to 5 parts" in printed
 
 

@@ -112,7 +112,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path) -> None:
     source = program(path.read_text())
     if not source:
         pytest.skip("the page has no Python block to run")
-    script = tmp_path / f"{path.stem}.py"
+    script = tmp_path / f"page_{path.stem}.py"  # a page on types must not stand in for a module of that name
     script.write_text(source)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],

@@ -57,7 +57,7 @@ class TestArguments:
         assert "\n" not in str(caught.value)
 
     def test_something_else_than_a_method(self):
-        with pytest.raises(MethodError, match="method is type, expected one of modulewise.methods"):
+        with pytest.raises(MethodError, match="method is the class DGL, expected an instance of"):
             small(M.DGL)
 
     def test_a_method_with_its_own_update_takes_no_optimiser(self):
@@ -84,7 +84,9 @@ class TestLabels:
             (lambda y: y.repeat(2), "y has 16 rows for 8 of x"),
         ],
     )
-    @pytest.mark.parametrize("method", [M.DGL(classes=CLASSES), M.DeeplySupervised(M.DGL(classes=CLASSES))], ids=str)
+    @pytest.mark.parametrize(
+        "method", [M.DGL(classes=CLASSES), M.DeeplySupervised(M.DGL(classes=CLASSES))], ids=["DGL", "all"]
+    )
     def test_that_do_not_fit_are_refused_before_anything_is_done(self, change, message, method):
         trainer, (x, y) = small(method), rows()
         before = state(trainer.partition.model, *trainer.objectives)
@@ -367,6 +369,7 @@ class Breaking(nn.Module):
         return h * 2
 
 
+@pytest.mark.filterwarnings("default")  # the compiler's own
 class TestCompilation:
     @pytest.fixture
     def eager_backend(self, monkeypatch):
@@ -415,7 +418,6 @@ class TestCompilation:
 
     @pytest.mark.slow
     @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
-    @pytest.mark.filterwarnings("default")  # the compiler's own
     def test_compiled_parts_learn_what_plain_ones_do(self):
         torch._dynamo.reset()
         plain, fast = small(), small(compile=True)

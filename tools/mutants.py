@@ -121,7 +121,7 @@ def try_all(mutants: list[Mutant], trees: list[Path]) -> list[Verdict]:
             verdict = try_one(tree, mutant)
         finally:
             free.put(tree)
-        print(f"{verdict.mutant.name:<50} {verdict.outcome:<22} {verdict.seconds:6.1f} s", flush=True)
+        print(f"{verdict.mutant.name:<56} {verdict.outcome:<22} {verdict.seconds:6.1f} s", flush=True)
         return verdict
 
     with ThreadPoolExecutor(len(trees)) as pool:

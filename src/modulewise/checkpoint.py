@@ -122,7 +122,8 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
             str(index): {name: value for name, value in entry.items() if not isinstance(value, Tensor)}
             for index, entry in state["state"].items()
         }
-        optimizers[_key(part, role)] = _encoded({"groups": state["param_groups"], "numbers": numbers})
+        kind = type(optimizer).__qualname__
+        optimizers[_key(part, role)] = _encoded({"kind": kind, "groups": state["param_groups"], "numbers": numbers})
     progress = trainer.progress
     return {
         "format": FORMAT,
@@ -263,13 +264,23 @@ def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[s
             raise CheckpointError(
                 f"the checkpoint holds an optimizer for part {part}, role {role}; nothing trains there"
             )
+        if type(optimizer).__qualname__ != saved["kind"]:
+            given = type(optimizer).__qualname__
+            raise CheckpointError(f"the optimizer saved for part {part}, role {role} is {saved['kind']}, not {given}")
         state = {int(index): dict(entry) for index, entry in saved["numbers"].items()}
         for name, tensor in _below(tensors, f"{key}/").items():
             index, _, entry = name.partition("/")
             state.setdefault(int(index), {})[entry] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
+        # torch's schedulers warn where they step first: here the optimiser has, before it was saved.
+        setattr(optimizer, "_opt_called", True)  # noqa: B010
     for key, state in facts["schedulers"].items():
         part, role = key.split("/")
         updater.schedulers[int(part), Role(role)].load_state_dict(_decoded(state))
+    updater.scalers = {part: scaler for part, scaler in updater.scalers.items() if str(part) in facts["scalers"]}
+    first = next(trainer.partition.model.parameters(), None)
     for part, state in facts["scalers"].items():
-        updater.scalers.setdefault(int(part), torch.amp.GradScaler()).load_state_dict(state)
+        scaler = updater.scaler(int(part), first.device.type if first is not None else "cpu")
+        if scaler is None:
+            raise CheckpointError(f"the checkpoint was saved in half precision: part {part} has a gradient scaler")
+        scaler.load_state_dict(state)

@@ -42,7 +42,8 @@ class Trainer:
             ones. None for no clipping.
         precision: torch.float32, torch.bfloat16 or torch.float16 (one gradient scaler a part) for the forward.
         accumulate: slices a batch is cut into, >= 1; exact for losses that are means over samples, without batch
-            normalisation (whose statistics are those of a slice).
+            normalisation (whose statistics are those of a slice). One part's gradients live at a time, but where parts
+            wait for messages those of all.
         compile: compile the modules between the cuts; graph breaks are logged and kept in `graph_breaks`.
         recompute: keep for a part's backward only the inputs of the pieces between its cut points; run those again.
         seed: seed of heads and of all random draws.
@@ -104,7 +105,8 @@ class Trainer:
                 raise MethodError(f"{type(method).__name__} needs optimizer=, a factory such as torch.optim.SGD's")
             self.objectives = _objectives(partition, method, loss, seed)
         else:
-            raise MethodError(f"method is {type(method).__name__}, expected one of modulewise.methods")
+            given = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+            raise MethodError(f"method is {given}, expected an instance of one of modulewise.methods")
         self.updater = Updater(
             partition,
             self.objectives,

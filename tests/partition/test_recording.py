@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from modulewise import Boundary, Partition
 from modulewise.errors import DataError
 from modulewise.partition.crossings import candidates
-from modulewise.partition.cutting import Survey
 from modulewise.partition.recorder import record
 from modulewise.partition.recording import Recording, Slot
+from modulewise.partition.survey import Survey
 from modulewise.partition.tree import rebatch, signature, tensors
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modulewise import Partition
 from modulewise.errors import PartitionError
+from modulewise.partition.survey import Survey
 
 
 class Chain(nn.Module):
@@ -420,6 +421,58 @@ def test_random_numbers_that_are_not_torchs(source: str) -> None:
     assert states == (random.getstate(), numpy.random.get_state()[1].tolist())
 
 
+class Source(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + torch.rand(4, generator=self.generator)
+
+
+def test_a_generator_of_the_models_own_that_two_parts_draw_from() -> None:
+    model = Chain(lambda m, x: m.c(m.source(m.b(m.source(m.a(x))))), source=Source())
+    state = model.source.generator.get_state()
+    refused(model, "differ", cuts=["b"])
+    assert torch.equal(model.source.generator.get_state(), state)
+
+
+def count(m: Chain, x: Tensor) -> Tensor:
+    m.calls = getattr(m, "calls", 0) + 1
+    return m.c(m.b(m.a(x)) / m.calls)
+
+
+def test_a_forward_that_counts_its_calls() -> None:
+    """It would be called once for every part; inside a module that one part calls it may."""
+    text = "counts its calls, in attribute"
+    refused(Chain(count), text, "'calls'", cuts=["b"])
+    outer = nn.Sequential(OrderedDict(chain=Chain(count), head=nn.Linear(4, 2)))
+    refused(outer, text, "'chain.calls'", cuts=["chain.b"])
+    assert len(Partition(outer, example=torch.randn(4, 4), cuts=["chain"])) == 2
+    assert [call.name for call in Survey(outer, torch.randn(4, 4)).candidates()] == ["chain"]
+
+
+def test_a_shared_table_that_is_unfrozen_later() -> None:
+    """Read by two parts, straight or through what is made of it before the first."""
+    for forward in (
+        lambda m, x: m.c(m.b(m.a(x + m.table)) + m.table),
+        lambda m, x: (lambda t: m.c(m.b(m.a(x + t)) + t))(m.table * 2),
+        lambda m, x: (lambda t: m.c(m.b(m.a(x)) + t))(m.table * 2),
+    ):
+        model, x = Chain(forward), torch.randn(4, 4)
+        model.table = nn.Parameter(torch.ones(4), requires_grad=False)
+        partition = Partition(model, example=x, cuts=["b"])
+        model.a.requires_grad_(False)
+        partition.plans(x)
+        model.table.requires_grad_(True)
+        with pytest.raises(PartitionError, match=r"'table' was frozen when the partition was made"):
+            partition.plans(x)
+        with pytest.raises(PartitionError, match=r"'table'|skip"):
+            Partition(model, example=x, cuts=["b"])
+
+
 def test_an_input_changed_in_place() -> None:
     x = torch.randn(4, 4)
     before = x.clone()
@@ -466,6 +519,20 @@ def test_a_module_that_returns_an_object_the_library_cannot_stand_in_for() -> No
 
     model = Chain(lambda m, x: m.c(m.b(m.wrap(m.a(x)).h)), wrap=Wraps())
     refused(model, "part by part", "NoneType", cuts=["b"])
+
+
+class Flips(nn.Module):
+    """Switches gradients off for whatever comes after it."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        return h
+
+
+def test_gradients_that_a_module_before_the_cut_has_switched_off() -> None:
+    """The part alone would learn what the whole does not."""
+    refused(Chain(lambda m, x: m.c(m.cut(m.a(x))), cut=Flips()), "whether gradients are on", cuts=["cut"])
+    assert torch.is_grad_enabled()
 
 
 def test_lazy_parameters() -> None:

@@ -795,15 +795,18 @@ def test_a_branch_that_a_later_batch_takes_around_the_cut_is_an_error_not_a_wron
     class Skips(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.a(x)
-            return self.c(self.b(h)) if x.sum() > 0 else self.c(h)
+            return self.d(self.c(self.b(h)) if x.sum() > 0 else self.c(h))
 
     partition = Partition(Skips(), example=torch.ones(2, 4), cuts=["b"])
     with pytest.raises(PartitionError, match="cut 'b' was not called in this forward"):
         partition.run(0, -torch.ones(2, 4), {})
+    with pytest.raises(PartitionError, match="cut 'b' was not called in this forward"):
+        partition.run(1, -torch.ones(2, 4), {0: torch.ones(2, 4)})
+    partition = Partition(Skips(), example=torch.ones(2, 4), cuts=["b", "c"])
     with pytest.raises(PartitionError, match="cut 'b' was not called in this forward"):
         partition.run(1, -torch.ones(2, 4), {0: torch.ones(2, 4)})
 

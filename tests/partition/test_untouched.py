@@ -81,6 +81,25 @@ def test_an_error_in_a_part_at_run_time_leaves_no_shadow(part: int) -> None:
     assert_same_picture(before, photograph(model))
 
 
+def test_an_error_before_the_boundary_is_fed_leaves_no_shadow() -> None:
+    class Inline(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.broken = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), [False]
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            if self.broken[0]:
+                raise RuntimeError("the user's own words")
+            return self.c(self.b(h))
+
+    model, x, h = Inline(), torch.randn(4, 4), torch.randn(4, 4)
+    partition = Partition(model, example=x, cuts=["b"])
+    model.broken[0] = True
+    with untouched(model), pytest.raises(RuntimeError, match="the user's own words"):
+        partition.run(1, x, {0: h})
+
+
 def test_running_a_part_leaves_no_shadow_and_keeps_a_compiled_call() -> None:
     model, x = network(), torch.randn(4, 4)
 

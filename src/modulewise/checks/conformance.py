@@ -133,7 +133,7 @@ def _differs(a: nn.Module, b: nn.Module) -> str:
 
 
 def _declared(method: Method, problem: Problem) -> str:
-    if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:
         return "expected a frozen dataclass of hyper-parameters"
     if not isinstance(method.family, Family) or not isinstance(method.locality, Locality):
         return "family and locality must be set"

@@ -82,7 +82,7 @@ def unfit(recording: Recording, call: Call) -> str | None:
             "torch.utils.checkpoint with use_reentrant=False, or cut elsewhere"
         )
     if call.segment is not None and any(
-        operation.segment is call.segment and not call.enter < operation.clock < call.exit
+        operation.segment == call.segment and not call.enter < operation.clock < call.exit
         for operation in recording.operations
     ):
         return (

@@ -2,144 +2,18 @@
 
 from __future__ import annotations
 
-import random
+from collections import Counter
 from itertools import pairwise
-from typing import Any
 
-import numpy
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from ..errors import PartitionError, suggest
-from .boundary import Boundary
-from .crossings import boundary_of, candidates, parameters_between, single_output, skips, unfit
-from .plans import PartPlan, make_plans
-from .recorder import record
+from .crossings import parameters_between, single_output, skips, unfit
+from .plans import PartPlan
 from .recording import END, Call, Recording
-from .shadowing import is_compiled
-from .tree import batch_size, call_model, rebatch
-from .verification import undisturbed, verify
+from .survey import Survey
 
-__all__ = ["Survey", "check_owners", "named_cuts", "owners"]
-
-SIZES = (2, 3)
-"""Batch sizes of the recordings: two, so that stand-ins scale with the batch; small, so that they cost little."""
-
-
-class Survey:
-    """A model recorded on one kind of input, at two batch sizes.
-
-    Raises:
-        PartitionError: the forward has parameters without a shape, is compiled, is not one sequence of calls, or draws
-            from a random source other than torch's.
-    """
-
-    def __init__(self, model: nn.Module, example: Any) -> None:
-        self.model = model
-        self.n = batch_size(example)
-        _check(model)
-        self.sizes = SIZES
-        try:
-            foreign = self._record(example)
-        except PartitionError:
-            raise
-        except Exception:
-            # A model that takes only batches of its own size (folded frames, pairs) is recorded at multiples of it.
-            self.sizes = (self.n, 2 * self.n)
-            foreign = self._record_multiples(example)
-        if foreign:
-            raise PartitionError(
-                "the model's forward draws from Python's or numpy's random numbers, expected torch's alone, which are "
-                "set for every part; draw with torch.rand"
-            )
-        if [call.name for call in self.small.calls] != [call.name for call in self.large.calls]:
-            raise PartitionError(
-                "the model's forward calls other modules from one forward to the next (a branch on values, a dropped "
-                "layer), expected one order of calls; put the branch inside one module"
-            )
-
-    def _record(self, example: Any) -> bool:
-        """Record at both sizes; whether numbers were drawn from a random source other than torch's."""
-        self.examples = tuple(rebatch(example, size) for size in self.sizes)
-        with undisturbed(self.model, training=True):
-            before = _foreign_state()
-            self.small, self.large = (record(self.model, x) for x in self.examples)
-            return before != _foreign_state()
-
-    def _record_multiples(self, example: Any) -> bool:
-        try:
-            return self._record(example)
-        except PartitionError:
-            raise
-        except Exception as error:
-            with undisturbed(self.model, training=True):
-                call_model(self.model, example)  # where the example itself fails, the model's own error is the answer
-            raise PartitionError(
-                f"the model's forward runs on {self.n} samples, but not on {SIZES[0]} or {2 * self.n} "
-                f"({type(error).__name__}), expected it to take batches of other sizes"
-            ) from error
-
-    def verify(self, cuts: list[Call], plans: list[PartPlan]) -> None:
-        """Compare the parts with the whole, more often where random numbers that Python looks at steer the forward."""
-        steered = any(escape.random and not escape.upstream for escape in self.small.escapes)
-        verify(self.model, plans, cuts, self.examples, trials=16 if steered else 1)
-
-    def plans(self, cuts: list[Call]) -> list[PartPlan]:
-        """How every part runs."""
-        return make_plans(self.small, self.large, cuts, self.sizes)
-
-    def boundary(self, call: Call) -> Boundary:
-        """The boundary at a call's output, at the example's batch size."""
-        found = boundary_of(self.small, call)
-        return Boundary(found.name, (self.n, *found.shape[1:]), found.dtype, found.channel_axis)
-
-    def candidates(self) -> list[Call]:
-        """Every place where one boundary tensor alone crosses."""
-        return [call for call in candidates(self.small) if self.batched(call)]
-
-    def batched(self, call: Call) -> bool:
-        """Whether axis 0 of a call's output is the batch, at both sizes."""
-        other = self.large.calls[self.small.calls.index(call)]
-        shapes = [single.shape for single in map(single_output, (call, other)) if single is not None]
-        return [shape[0] for shape in shapes] == list(self.sizes)
-
-    def points(self) -> list[Call]:
-        """The candidates worth cutting at: one for every slice that holds a weight matrix or kernel.
-
-        Normalisation, activation and pooling stay with the layer before them.
-        """
-        kernels = {name for name, parameter in self.model.named_parameters() if parameter.ndim > 1}
-        found: list[Call] = []
-        clock = -1
-        for call in self.candidates():
-            if found and not kernels & set(parameters_between(self.small, clock, call.exit)):
-                found.pop()
-            found.append(call)
-            clock = call.exit
-        while found and not kernels & set(parameters_between(self.small, found[-1].exit, END)):
-            found.pop()
-        return found
-
-
-def _check(model: nn.Module) -> None:
-    """Refuse what cannot be recorded."""
-    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
-    if lazy is not None:
-        raise PartitionError(f"parameter {lazy!r} has no shape yet; run the model once before making a partition")
-    if is_compiled(model):
-        raise PartitionError(
-            "the model is compiled as a whole, expected it as it was before; its parts are compiled by "
-            "Trainer(compile=True)"
-        )
-
-
-def _foreign_state() -> str:
-    """Python's and numpy's random state, to see whether a forward draws from them."""
-    return repr((random.getstate(), [part.tolist() if hasattr(part, "tolist") else part for part in _numpy_state()]))
-
-
-def _numpy_state() -> tuple[Any, ...]:
-    return tuple(numpy.random.get_state(legacy=True))
+__all__ = ["check_owners", "named_cuts", "owners", "shared_tables"]
 
 
 def _cut(survey: Survey, name: str) -> Call:
@@ -167,6 +41,12 @@ def _cut(survey: Survey, name: str) -> Call:
         raise PartitionError(
             f"cut {name!r} returns a tensor whose axis 0 is not the batch ({slot.shape} for N={survey.sizes[0]}), "
             "expected (N, ...); cut elsewhere, or put the batch first"
+        )
+    attribute = survey.counted(calls[0])
+    if attribute is not None:
+        raise PartitionError(
+            f"cut {name!r} lies inside a forward that counts its calls, in attribute {attribute!r}, and would be "
+            "called once for every part; count in the training loop, or cut around it"
         )
     reason = unfit(recording, calls[0])
     if reason is not None:
@@ -253,6 +133,14 @@ def check_owners(survey: Survey, cuts: list[Call], owner: dict[str, int]) -> Non
                     f"parameter {name!r} belongs to part {owner[name]} but is read in part {index} for an input of "
                     "this structure, expected one part; make the partition with such an input as example"
                 )
+
+
+def shared_tables(survey: Survey, cuts: list[Call], plans: list[PartPlan]) -> tuple[str, ...]:
+    """The frozen parameters that more than one part reads, itself or through a side input made of them."""
+    edges = [-1, *(cut.exit for cut in cuts), END]
+    times = Counter(name for start, stop in pairwise(edges) for name in parameters_between(survey.small, start, stop))
+    found = {name for name, count in times.items() if count > 1}.union(*(plan.tables for plan in plans))
+    return tuple(name for name, _ in survey.model.named_parameters() if name in found)
 
 
 def _paths(model: nn.Module, name: str) -> str:

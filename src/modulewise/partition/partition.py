@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from ..balance import Balance, Slice, memory, split, time
 from ..errors import PartitionError
 from .boundary import Block, Boundary
-from .cutting import Survey, check_owners, named_cuts, owners
+from .cutting import check_owners, named_cuts, owners, shared_tables
 from .pieces import Pieces
 from .plans import PartPlan
+from .recording import END
 from .running import Enter, run_part
 from .shadowing import scratch_buffers
 from .slices import blocks_after, measure_slices
+from .survey import Survey
 from .table import table
 from .tree import batch_size, map_tensors, plain, signature, structure
 
@@ -79,6 +81,7 @@ class Partition:
         self._owner = {name: index for index, names in enumerate(owned) for name in names}
         self._survey.verify(self._calls, self._plans[signature(self._example)])
         self._structures = {structure(self._example)}
+        self._tables = shared_tables(self._survey, self._calls, self._plans[signature(self._example)])
         boundaries = [self._survey.boundary(call) for call in self._calls]
         self.parts: tuple[Part, ...] = tuple(
             Part(
@@ -104,6 +107,7 @@ class Partition:
     def plans(self, x: Any) -> list[PartPlan]:
         """How every part runs on inputs of x's structure and shapes; a new structure is recorded once."""
         key = signature(x)
+        self._check_tables()
         if key not in self._plans:
             survey = Survey(self.model, plain(x))
             calls = named_cuts(survey, self.cuts)
@@ -171,6 +175,10 @@ class Partition:
         """The modules called after part `index`, each with one tensor in and one out, in order of call."""
         return blocks_after(self._survey, self._calls[index].exit if index < len(self._calls) else END)
 
+    def points(self) -> tuple[str, ...]:
+        """The places where one tensor alone crosses and a cut is worth making: names for `cuts=`."""
+        return tuple(call.name for call in self._survey.points())
+
     def measure(self) -> list[Slice]:
         """Every slice between neighbouring cut points, measured at the example's batch size."""
         return measure_slices(self._survey, self._survey.points(), self._example)
@@ -181,6 +189,15 @@ class Partition:
         return map_tensors(
             lambda t: t[:1].expand(n, *t.shape[1:]) if t.ndim and t.shape[0] == size else t, self._example
         )
+
+    def _check_tables(self) -> None:
+        """A table that several parts read belongs to one of them, so that it cannot be learned."""
+        for name in self._tables:
+            if self.model.get_parameter(name).requires_grad:
+                raise PartitionError(
+                    f"parameter {name!r} was frozen when the partition was made and is read in several parts, but now "
+                    "requires a gradient; keep it frozen, or unfreeze it first and make the partition again"
+                )
 
     def _automatic(self, parts: int, balance: Balance) -> list[str]:
         points = self._survey.points()

@@ -14,8 +14,8 @@ from .running import Enter, run_part
 from .shadowing import scratch_buffers
 
 if TYPE_CHECKING:
-    from .cutting import Survey
     from .recording import Call
+    from .survey import Survey
 
 __all__ = ["Pieces"]
 

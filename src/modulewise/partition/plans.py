@@ -88,6 +88,7 @@ class PartPlan:
         copies: those of them that the part changes in place, so that it must be given a copy.
         reads_batch: whether the part reads side inputs, so that x is needed to run it.
         inside: outermost modules called in the part, in order of call.
+        tables: parameters, frozen and on no way of the batch's, that make its side inputs.
         below: name of the cut below.
         above: name of the cut above.
     """
@@ -99,6 +100,7 @@ class PartPlan:
     copies: frozenset[int] = frozenset()
     reads_batch: bool = False
     inside: list[Call] = field(default_factory=list)
+    tables: frozenset[str] = frozenset()
     below: str = ""
     above: str = ""
 
@@ -181,6 +183,13 @@ class _Planner:
         side = {key for key in read if key not in earlier and not values[key].upstream(start)}
         needed = needed_before(self.small, start, side)
         self._refuse_random(part, needed)
+        plan.tables = frozenset(
+            name
+            for operation in needed
+            for slot in operation.reads
+            for name, span, learned in self.small.constants.get(slot.key, ())
+            if learned and slot.overlaps(span)
+        )
         # What the batch tells Python (`if mask.all():`) may decide anything, so it is told again.
         told = [escape for escape in self.small.escapes if escape.batch and not escape.upstream]
         plan.reads_batch = any(values[key].batch for key in side) or any(escape.clock <= stop for escape in told)

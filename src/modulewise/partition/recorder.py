@@ -22,12 +22,6 @@ __all__ = ["record"]
 PLAIN = (bool, int, float, complex, str, torch.Size, torch.dtype, torch.device)
 
 
-def _segment() -> Any:
-    """What identifies the non-reentrant checkpoint that is being run, if any."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks[0] if hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint" else None
-
-
 class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, x: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -73,6 +67,15 @@ class _Recorder(TorchDispatchMode):
         high = low + sum((s - 1) * int(t) for s, t in zip(shape, tensor.stride(), strict=True) if s)
         return Slot(key, low, high, shape, tensor.dtype)
 
+    def segment(self) -> int | None:
+        """Which non-reentrant checkpoint is being run, if any."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is None or hooks[0].__module__ != "torch.utils.checkpoint":
+            return None
+        # Held, so that no later checkpoint is given the same address.
+        self.held[id(hooks[0])] = hooks[0]
+        return id(hooks[0])
+
     def tick(self) -> int:
         self.clock += 1
         return self.clock
@@ -108,7 +111,9 @@ class _Recorder(TorchDispatchMode):
             value.random |= random
             for source in sources:
                 value.gather(source, clock)
-        self.operations.append(Operation(clock, func._schema.name, frame, reads, makes, changes, random, _segment()))
+        self.operations.append(
+            Operation(clock, func._schema.name, frame, reads, makes, changes, random, self.segment())
+        )
         return out
 
     def _changed(self, func: Any, args: Any, kwargs: Any, reads: tuple[Slot, ...]) -> tuple[int, ...]:
@@ -138,7 +143,7 @@ class _Recorder(TorchDispatchMode):
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             call = Call(self.names[module], module, self.tick(), self.stack[-1])
-            call.gradients, call.segment = torch.is_grad_enabled(), _segment()
+            call.gradients, call.segment = torch.is_grad_enabled(), self.segment()
             call.inputs = tuple(self.slot(t) for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor))
             self.stack[-1].children.append(call)
             self.stack.append(call)

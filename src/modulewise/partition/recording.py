@@ -81,10 +81,10 @@ class Operation:
     makes: tuple[Slot, ...]
     changes: tuple[int, ...]
     random: bool
-    segment: Any = None
+    segment: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of one module.
 
@@ -103,7 +103,7 @@ class Call:
     leaves: list[Any] = field(default_factory=list)
     structure: Any = None
     gradients: bool = True
-    segment: Any = None
+    segment: int | None = None
 
     @property
     def outputs(self) -> list[Slot]:

@@ -70,8 +70,6 @@ class _Prefix:
                 return run(*args, **kwargs)
             if action.boundary is None:
                 return action.make(self.n, self.device)
-            if self.enter is not None:
-                self.enter(action.boundary + 1)
             return action.make(self.n, self.device, self._given(action.boundary))
 
         return stub

@@ -87,13 +87,14 @@ def scratch_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scratch_attributes(model: nn.Module) -> Iterator[None]:
-    """Put back, on exit, what a forward keeps on its modules: plain attributes, lists, dictionaries, tensors.
+    """Put back, on exit, what a forward keeps on its modules: attributes, lists, dictionaries, tensors, generators.
 
     Buffers are `scratch_buffers`'s care; what an attribute's own attributes hold is left alone.
     """
     before = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
     contents: list[tuple[Any, Any]] = []
     values: list[tuple[Tensor, int, Tensor]] = []
+    generators: list[tuple[torch.Generator, Tensor]] = []
     for _, attributes in before:
         for name, attribute in attributes.items():
             if name == "_buffers":
@@ -103,6 +104,8 @@ def scratch_attributes(model: nn.Module) -> Iterator[None]:
                 contents.append((attribute, kind(attribute)))
             elif isinstance(attribute, Tensor) and not attribute.is_inference():
                 values.append((attribute, attribute._version, attribute.detach().clone()))
+            elif isinstance(attribute, torch.Generator):
+                generators.append((attribute, attribute.get_state()))
     try:
         yield
     finally:
@@ -116,6 +119,8 @@ def scratch_attributes(model: nn.Module) -> Iterator[None]:
             if tensor._version != version:
                 with torch.no_grad():
                     tensor.copy_(value)
+        for generator, state in generators:
+            generator.set_state(state)
 
 
 def _refill(container: Any, copy: Any) -> None:

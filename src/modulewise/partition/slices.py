@@ -21,7 +21,7 @@ from .tree import batch_size, map_tensors, tensors
 from .verification import undisturbed
 
 if TYPE_CHECKING:
-    from .cutting import Survey
+    from .survey import Survey
 
 __all__ = ["blocks_after", "measure_slices", "steps"]
 

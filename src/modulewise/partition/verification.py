@@ -63,9 +63,9 @@ def whole(model: nn.Module, cuts: list[Call], x: Any, enter: Enter) -> tuple[Any
 
 
 def alone(model: nn.Module, plans: list[PartPlan], x: Any, boundaries: list[Tensor], enter: Enter) -> list[Any]:
-    """The output of every part on the boundaries it reads, the last part first, with nothing left between them.
+    """The output of every part on the boundaries it reads.
 
-    In this order, and with attributes put back after each, a value that one part keeps on a module for another is lost.
+    The last part runs first, so that it finds nothing of what a part below keeps on a module for it.
     """
     outputs: list[Any] = [None] * len(plans)
     for part in reversed(range(len(plans))):
@@ -73,8 +73,7 @@ def alone(model: nn.Module, plans: list[PartPlan], x: Any, boundaries: list[Tens
             index: boundaries[index].detach().clone().requires_grad_(boundaries[index].requires_grad)
             for index in plans[part].reads
         }
-        with scratch_attributes(model):
-            outputs[part] = run_part(model, plans[part], part, x, fed, n=batch_size(x), enter=enter)
+        outputs[part] = run_part(model, plans[part], part, x, fed, n=batch_size(x), enter=enter)
     return outputs
 
 

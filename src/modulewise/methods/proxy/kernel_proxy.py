@@ -60,7 +60,7 @@ class KernelProxy(PartwiseMethod):
     minimum across them is an optimal lower part.
 
     Args:
-        kernel: `losses.TANH`, `losses.SIGMOID`, `losses.RELU`, `losses.gaussian(width)` or your own.
+        kernel: `losses.RELU` (default), `losses.TANH`, `losses.SIGMOID`, `losses.gaussian(width)` or your own.
         maximise: `losses.alignment` (default), `losses.upper_triangle_alignment`, `losses.contrastive`,
             `losses.nmse` or `losses.raw`.
         pool: average spatial axes to this size before flattening, >= 1; None keeps all positions. The
@@ -76,15 +76,15 @@ class KernelProxy(PartwiseMethod):
         TNNLS 2021, https://arxiv.org/abs/2005.05541
 
     Departs from the paper: the user's network is not rewritten, so its next part receives h_out itself. To
-    keep to the theorem, cut before a nonlinearity (a part that ends in ReLU never reaches the minimum of
-    the tanh kernel: take `losses.RELU` there) and let the next part begin with sigma and the division by
-    the norm.
+    keep to the theorem, cut before a nonlinearity and let the next part begin with sigma and the division by
+    the norm. The default kernel is the ReLU's rather than the tanh of the authors' scripts, since most networks are
+    cut after a ReLU, where the tanh kernel cannot reach its minimum.
 
     >>> import torch
     >>> site = Site(0, 2, None, Boundary("fc1", (4, 8)), loss=losses.classification)
     >>> h, y = torch.tensor([[5.0], [-5.0], [5.0]]), torch.tensor([0, 1, 0])
     >>> context = Context(h_in=None, h_out=h, x=None, y=y, views=1, part=0, step=0)
-    >>> round(KernelProxy().objective(site)(context).loss.item(), 5)  # two perfect clusters
+    >>> round(KernelProxy(kernel=losses.TANH).objective(site)(context).loss.item(), 5)  # two perfect clusters
     -1.0
     """
 
@@ -101,7 +101,7 @@ class KernelProxy(PartwiseMethod):
     )
 
     _: KW_ONLY
-    kernel: losses.Kernel = losses.TANH
+    kernel: losses.Kernel = losses.RELU
     maximise: losses.PairwiseObjective = losses.alignment
     pool: int | None = None
 

@@ -1,0 +1,141 @@
+"""Write the generated tables of README.md and docs/ anew, between markers such as `<!-- methods:begin -->`.
+
+    python tools/tables.py            write them
+    python tools/tables.py --check    say which pages are out of date, and end with 1 if any is
+
+`methods` comes from the classes in `modulewise.methods`, `results` from results/*.jsonl, `memory` and `speed` from
+results/bench-*.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modulewise import registry
+from modulewise.compare import Result, summarise
+from modulewise.compare.summary import bytes_text, markdown, seconds_text
+
+__all__ = ["benchmark_table", "pages", "rendered", "results_table", "tables"]
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+NOT_RUN = "not run yet"
+BYTES = ("peak", "bytes")
+SECTION = re.compile(r"(<!-- (?P<name>\w+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
+HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
+HEADS = "heads_bytes"
+
+
+def pages() -> list[Path]:
+    """README.md and every page below docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def results_table(folder: Path) -> str:
+    """One table a file of runs that `modulewise compare` wrote; what they were made with stands above it."""
+    found = []
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.name.startswith("bench-"):
+            continue
+        results = [Result.from_json(row) for row in _rows(path)]
+        if results:
+            found.append(f"{_caption(results, path.name)}\n\n{markdown(summarise(results))}")
+    return "\n\n".join(found) or _table(("method@schedule", "accuracy", "peak memory"), [(NOT_RUN, "", "")])
+
+
+def _caption(results: Sequence[Result], name: str) -> str:
+    first = results[0]
+    seeds = ", ".join(str(seed) for seed in sorted({result.seed for result in results}))
+    threads = first.versions.get("threads")
+    return (
+        f"`{first.model}` on `{first.data.rstrip('/').rpartition('/')[2]}`, {first.epochs} epochs, batch "
+        f"{first.batch_size}, seeds {seeds}, {first.device}{f' with {threads} threads' if threads else ''}, torch "
+        f"{first.versions['torch']} (`results/{name}`):"
+    )
+
+
+def benchmark_table(folder: Path, *, memory: bool) -> str:
+    """The benchmark rows in bytes or those in seconds; value and reference are of one run.
+
+    Args:
+        folder: where `bench-*.jsonl` lie.
+        memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
+    """
+    rows = [row for path in sorted(folder.glob("bench-*.jsonl")) for row in _rows(path)]
+    rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
+    if not rows:
+        return _table(HEADINGS, [(NOT_RUN, *[""] * (len(HEADINGS) - 1))])
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        setting = f"{row['device']}, torch {row['versions']['torch']}, seed {row['seed']}:"
+        groups.setdefault(setting, []).append(row)
+    tables = [f"{setting}\n\n{_benchmarks(group, memory=memory)}" for setting, group in groups.items()]
+    if all(row["device"].startswith("cpu") for row in rows):
+        tables.append(f"On a GPU: {NOT_RUN}.")
+    return "\n\n".join(tables)
+
+
+def _benchmarks(rows: Sequence[dict[str, Any]], *, memory: bool) -> str:
+    text = bytes_text if memory else seconds_text
+    heads = any(HEADS in row for row in rows)
+    body = [(*_cells(row, text), *([_heads(row)] if heads else [])) for row in rows]
+    return _table((*HEADINGS, *(["heads"] if heads else [])), body)
+
+
+def _heads(row: dict[str, Any]) -> str:
+    return bytes_text(row[HEADS]) if HEADS in row else ""
+
+
+def _cells(row: dict[str, Any], text: Callable[[float], str]) -> tuple[str, ...]:
+    target = "" if row["target"] is None else f"<= {row['target']:.2f}"
+    met = "" if row["met"] is None else "yes" if row["met"] else "no"
+    return row["case"], text(row["value"]), text(row["reference"]), f"{row['ratio']:.2f}", target, met
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """What stands between the markers of each name."""
+    return {
+        "methods": registry.markdown,
+        "results": lambda: results_table(RESULTS),
+        "memory": lambda: benchmark_table(RESULTS, memory=True),
+        "speed": lambda: benchmark_table(RESULTS, memory=False),
+    }
+
+
+def rendered(text: str) -> str:
+    """A page with its tables made anew; a marker that no table has is left alone."""
+    known = tables()
+
+    def anew(found: re.Match[str]) -> str:
+        make = known.get(found["name"])
+        return found[0] if make is None else f"{found[1]}{make()}\n{found[3]}"
+
+    return SECTION.sub(anew, text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write, or check; the value is the exit code."""
+    stale = [path for path in pages() if rendered(path.read_text()) != path.read_text()]
+    for path in stale:
+        if "--check" not in arguments:
+            path.write_text(rendered(path.read_text()))
+        print(f"{'out of date' if '--check' in arguments else 'wrote'}: {path.relative_to(ROOT)}")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
