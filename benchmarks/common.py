@@ -46,19 +46,20 @@ class PlainLoop:
         self.optimizer.step()
 
 
-def fake_peak(subject: Any, shape: tuple[int, ...], *, classes: int) -> MemoryReport:
+def fake_peak(subject: Any, shape: tuple[int, ...]) -> MemoryReport:
     """The peak of one step at a shape, counted on tensors without memory; optimiser state is there already.
 
     Args:
         subject: a `Trainer` or a `PlainLoop`; it is copied, and stays as it is.
         shape: of the batch, (N, C, H, W).
-        classes: labels are 0 to classes - 1.
     """
+    x, y = torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
+    if not isinstance(subject, PlainLoop):
+        return mw.checks.memory(subject, x, y)
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
-        subject = copy.deepcopy(subject)
+        subject, x, y = copy.deepcopy((subject, x, y))
     with mode:
-        x, y = torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)
         subject.step(x, y)
         return real_peak(subject, x, y)
 

@@ -54,15 +54,15 @@ def local(name: str, classes: int, parts: int | None, *, recompute: bool = False
 
 def cases(name: str, classes: int, wanted: list[tuple[int | None, bool, float | None]]) -> list[dict]:
     """Rows for one model and number of classes."""
-    end_to_end = fake_peak(PlainLoop(build(name, classes)), SHAPE, classes=classes).peak_bytes
+    end_to_end = fake_peak(PlainLoop(build(name, classes)), SHAPE).peak_bytes
     rows = [row("memory", f"{name}, {classes} classes, E2EBP", "peak", end_to_end, end_to_end, None)]
-    plain = fake_peak(PlainLoop(build(name, classes), checkpointed_blocks), SHAPE, classes=classes).peak_bytes
+    plain = fake_peak(PlainLoop(build(name, classes), checkpointed_blocks), SHAPE).peak_bytes
     rows.append(
         row("memory", f"{name}, {classes} classes, E2EBP, blocks checkpointed", "peak", plain, end_to_end, None)
     )
     for parts, recompute, target in wanted:
         subject = local(name, classes, parts, recompute=recompute)
-        found = fake_peak(subject, SHAPE, classes=classes)
+        found = fake_peak(subject, SHAPE)
         label = "one block a part" if parts is None else f"{parts} parts"
         rows.append(
             row(
@@ -102,7 +102,7 @@ def main() -> None:
 def agreement() -> dict:
     """The same step on real tensors: the figure counted without memory must be its figure to the byte."""
     subject = local("resnet50", 10, 8)
-    counted = fake_peak(subject, (8, 3, 224, 224), classes=10).peak_bytes
+    counted = fake_peak(subject, (8, 3, 224, 224)).peak_bytes
     x, y = torch.randn(8, 3, 224, 224), torch.zeros(8, dtype=torch.long)
     subject.step(x, y)
     real = real_peak(subject, x, y).peak_bytes

@@ -147,7 +147,7 @@ def many_parts() -> list[dict]:
     found = timed({name: partial(subject.step, x, y) for name, subject in subjects.items()})
     label = "resnet32 CIFAR batch 64"
     auglocal, heads = f"{len(names) + 1} parts, AugLocal depth 2", f"{len(names) + 1} parts, linear heads"
-    base = fake_peak(plain, (64, 3, 32, 32), classes=10).peak_bytes
+    base = fake_peak(plain, (64, 3, 32, 32)).peak_bytes
     peaks = {auglocal: (copies, 0.18), heads: (linear, None), "checkpointed": (kept, None)}
     return [
         *rows_of(label, "E2EBP", found, {auglocal: 1.0, heads: None, "checkpointed": None}),
@@ -157,7 +157,7 @@ def many_parts() -> list[dict]:
                 "speed",
                 f"{label}, {name} / E2EBP",
                 "peak",
-                fake_peak(s, (64, 3, 32, 32), classes=10).peak_bytes,
+                fake_peak(s, (64, 3, 32, 32)).peak_bytes,
                 base,
                 t,
             )

@@ -5,9 +5,12 @@ one after another or side by side. See `Partition`, `Trainer` and the methods in
 """
 
 from . import balance, checks, data, heads, losses, metering, methods, models, schedules
+from .engine.evaluating import Evaluation
+from .engine.fitting import Epoch
 from .errors import ModulewiseError
 from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
-from .objective import Context, Objective, Role, Signal, Site
+from .methods.objectives import HeadLoss, TaskLoss
+from .objective import Context, LayerRule, Objective, Role, Signal, Site
 from .partition import Block, Boundary, Part, Partition
 from .trainer import Trainer
 
@@ -17,7 +20,11 @@ __all__ = [
     "Block",
     "Boundary",
     "Context",
+    "Epoch",
+    "Evaluation",
     "Family",
+    "HeadLoss",
+    "LayerRule",
     "Locality",
     "Method",
     "ModulewiseError",
@@ -32,6 +39,7 @@ __all__ = [
     "Site",
     "Solver",
     "SolverMethod",
+    "TaskLoss",
     "Trainer",
     "balance",
     "checks",

@@ -183,7 +183,7 @@ def test_kernel_proxy_pools_positions_where_asked(boundary):
     h = torch.randn(boundary.shape)
     pooled = F.avg_pool2d(boundary.channels_first(h), 4)
     alignment = losses.alignment(losses.TANH.gram(pooled), Y, minimum=-1.0, maximum=1.0)
-    assert torch.equal(KernelProxy(pool=2).objective(site(boundary))(context(h)).loss, -alignment)
+    assert torch.equal(KernelProxy(kernel=losses.TANH, pool=2).objective(site(boundary))(context(h)).loss, -alignment)
 
 
 def test_kernel_proxy_separates_two_classes_by_descent():

@@ -180,6 +180,26 @@ def test_parameters_tied_through_their_memory_alone() -> None:
     refused(model, "'embed.weight' and 'head.weight'", "untie", x=torch.randint(0, 9, (4, 5)), cuts=["b"])
 
 
+def test_automatic_cuts_say_that_tied_weights_leave_no_place() -> None:
+    """No cut is offered between two uses of one weight; the reason stands beside the count."""
+    model = Chain(lambda m, x: m.d(m.c(m.a(m.b(m.a(x))))), d=nn.Linear(4, 4))
+    words = ("3 parts", "expected 1 to 2", "'a.weight' is read on both sides", "untie")
+    refused(model, *words, parts=3)
+    assert Partition(model, example=torch.randn(4, 4), parts=2).cuts == ("c",)
+
+
+def test_automatic_cuts_stay_clear_of_random_numbers_read_later() -> None:
+    def forward(m: Chain, x: Tensor) -> Tensor:
+        h = m.a(x)
+        order = torch.rand(4).argsort()
+        return m.c(m.b(h[:, order])[:, order.argsort()])
+
+    model = Chain(forward)
+    assert Partition(model, example=torch.randn(4, 4), parts=2).cuts == ("a",)
+    refused(model, "the model has 1 cut points", parts=3)
+    refused(model, "random numbers", cuts=["b"])
+
+
 def test_one_layer_used_in_two_parts() -> None:
     model = Chain(lambda m, x: m.a(m.b(m.a(x))))
     refused(model, "'a.weight' is read in part 0 (by 'a') and in part 1 (by 'a')", cuts=["b"])

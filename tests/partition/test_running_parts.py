@@ -755,6 +755,32 @@ def test_a_models_output_object_comes_back_whole() -> None:
     assert torch.equal(out.logits, expected.logits)
 
 
+def test_a_trainer_on_mappings_and_output_objects_equals_autograd() -> None:
+    """A mapping goes in, the loss gets the model's own output object."""
+    hf = pytest.importorskip("transformers")
+    config = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": 50}
+    plain, model = (hf.BertForSequenceClassification(hf.BertConfig(**config)) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    x = {"input_ids": torch.randint(0, 50, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.long)}
+    x["attention_mask"][1, 3:] = 0
+    y = torch.tensor([0, 1, 1, 0])
+    seen = []
+
+    def loss(out: Any, y: Tensor) -> Tensor:
+        seen.append(type(out))
+        return F.cross_entropy(out.logits, y)
+
+    partition = Partition(model.train(), example=x, parts=3)
+    mw.Trainer(partition, mw.methods.Backprop(), loss=loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)).step(x, y)
+    plain.train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    F.cross_entropy(plain(**x).logits, y).backward()
+    optimizer.step()
+    assert seen == [type(plain(**x))]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
 def test_low_rank_adapters_on_a_frozen_model() -> None:
     """Only the adapters and the head learn; the parts own the frozen weights too."""
     hf, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")

@@ -2,5 +2,15 @@
 
 from .conformance import Check, Problem, conformance, example_problem, linear_problem
 from .locality import LocalityReport, locality
+from .memory import memory
 
-__all__ = ["Check", "LocalityReport", "Problem", "conformance", "example_problem", "linear_problem", "locality"]
+__all__ = [
+    "Check",
+    "LocalityReport",
+    "Problem",
+    "conformance",
+    "example_problem",
+    "linear_problem",
+    "locality",
+    "memory",
+]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from torch import nn
-
 from ..errors import PartitionError, suggest
 from .crossings import parameters_between, single_output, skips, unfit
 from .plans import PartPlan
 from .recording import END, Call, Recording
-from .survey import Survey
+from .survey import Survey, paths_of
 
 __all__ = ["check_owners", "named_cuts", "owners", "shared_tables"]
 
@@ -109,7 +107,7 @@ def owners(survey: Survey, cuts: list[Call]) -> list[tuple[str, ...]]:
             if name in owner and parameters[name].requires_grad:
                 first = read[owner[name]][name]
                 raise PartitionError(
-                    f"parameter {_paths(survey.model, name)} is read in part {owner[name]} (by {first!r}) and in "
+                    f"parameter {paths_of(survey.model, name)} is read in part {owner[name]} (by {first!r}) and in "
                     f"part {index} (by {where!r}), expected one part; untie the weights or move the cut so that both "
                     "uses fall into one part"
                 )
@@ -141,18 +139,6 @@ def shared_tables(survey: Survey, cuts: list[Call], plans: list[PartPlan]) -> tu
     times = Counter(name for start, stop in pairwise(edges) for name in parameters_between(survey.small, start, stop))
     found = {name for name, count in times.items() if count > 1}.union(*(plan.tables for plan in plans))
     return tuple(name for name, _ in survey.model.named_parameters() if name in found)
-
-
-def _paths(model: nn.Module, name: str) -> str:
-    """Every name of a parameter: of the same object, or of one over the same memory."""
-    tied = model.get_parameter(name)
-    names = [
-        other
-        for other, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter is tied
-        or (parameter.numel() and parameter.untyped_storage()._cdata == tied.untyped_storage()._cdata)
-    ]
-    return " and ".join(repr(other) for other in names)
 
 
 def _caller(recording: Recording, parameter: str, edges: list[int]) -> int:

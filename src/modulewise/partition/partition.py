@@ -18,7 +18,7 @@ from .recording import END
 from .running import Enter, run_part
 from .shadowing import scratch_buffers
 from .slices import blocks_after, measure_slices
-from .survey import Survey
+from .survey import Survey, paths_of
 from .table import table
 from .tree import batch_size, map_tensors, plain, signature, structure
 
@@ -202,8 +202,15 @@ class Partition:
     def _automatic(self, parts: int, balance: Balance) -> list[str]:
         points = self._survey.points()
         if not 1 <= parts <= len(points) + 1:
+            shared = self._survey.straddling()
+            why = (
+                f"; parameter {paths_of(self.model, shared)} is read on both sides of others, untie it"
+                if shared
+                else ""
+            )
             raise PartitionError(
-                f"{parts} parts were asked for, expected 1 to {len(points) + 1}: the model has {len(points)} cut points"
+                f"{parts} parts were asked for, expected 1 to {len(points) + 1}: the model has {len(points)} cut "
+                f"points{why}"
             )
         if parts == 1:
             return []

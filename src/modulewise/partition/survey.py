@@ -19,7 +19,7 @@ from .shadowing import is_compiled
 from .tree import batch_size, call_model, rebatch
 from .verification import undisturbed, verify
 
-__all__ = ["Survey"]
+__all__ = ["Survey", "paths_of"]
 
 SIZES = (2, 3)
 """Batch sizes of the recordings: two, so that stand-ins scale with the batch; small, so that they cost little."""
@@ -104,7 +104,35 @@ class Survey:
 
     def candidates(self) -> list[Call]:
         """Every place where one boundary tensor alone crosses."""
-        return [call for call in candidates(self.small) if self.batched(call) and self.counted(call) is None]
+        spans = list(self._spans().values())
+        drawn = [v for v in self.small.values.values() if v.random]
+
+        def straddled(clock: int) -> bool:
+            """Whether a trainable parameter, or a random number, is read on both sides."""
+            return any(first <= clock < last for first, last in spans) or any(
+                not v.upstream(clock) and v.birth <= clock < v.last_read for v in drawn
+            )
+
+        return [
+            call
+            for call in candidates(self.small)
+            if self.batched(call) and self.counted(call) is None and not straddled(call.exit)
+        ]
+
+    def straddling(self) -> str | None:
+        """A trainable parameter that is read on both sides of some place where one tensor alone crosses."""
+        clocks = [call.exit for call in candidates(self.small)]
+        return next((name for name, (a, b) in self._spans().items() if any(a <= clock < b for clock in clocks)), None)
+
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        """The first and the last clock at which a trainable parameter is read."""
+        spans: dict[str, tuple[int, int]] = {}
+        for operation in self.small.operations:
+            for slot in operation.reads:
+                for name, span, learned in self.small.constants.get(slot.key, ()):
+                    if learned and slot.overlaps(span) and self.model.get_parameter(name).requires_grad:
+                        spans[name] = (spans.get(name, (operation.clock, 0))[0], operation.clock)
+        return spans
 
     def counted(self, call: Call) -> str | None:
         """The attribute in which a module around a call counts its forwards, of which there would be one a part."""
@@ -164,3 +192,15 @@ def _foreign_state() -> str:
 
 def _numpy_state() -> tuple[Any, ...]:
     return tuple(numpy.random.get_state(legacy=True))
+
+
+def paths_of(model: nn.Module, parameter: str) -> str:
+    """Every name of a parameter: of the same object, or of one over the same memory."""
+    tied = model.get_parameter(parameter)
+    names = [
+        other
+        for other, candidate in model.named_parameters(remove_duplicate=False)
+        if candidate is tied
+        or (candidate.numel() and candidate.untyped_storage()._cdata == tied.untyped_storage()._cdata)
+    ]
+    return " and ".join(repr(other) for other in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy
@@ -29,7 +29,7 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Train or eval mode for the block; modes, buffers, attributes and generators are as before on exit."""
     modes = [(module, module.training) for module in model.modules()]
     python, legacy = random.getstate(), numpy.random.get_state()
-    with preserved_generators(), scratch_attributes(model), scratch_buffers(model):
+    with _autocast_off(), preserved_generators(), scratch_attributes(model), scratch_buffers(model):
         try:
             for module, _ in modes:
                 module.training = training
@@ -39,6 +39,16 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
                 module.training = mode
             random.setstate(python)
             numpy.random.set_state(legacy)
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """Boundaries are recorded in the model's own precision, whatever autocast the caller is in."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def whole(model: nn.Module, cuts: list[Call], x: Any, enter: Enter) -> tuple[Any, list[Tensor]]:
@@ -106,7 +116,10 @@ def _differences(
         out, boundaries = whole(model, cuts, inputs(), enter)
         expected = buffers()
     if len(boundaries) != len(cuts):
-        return f"the number of cuts it calls ({len(boundaries)} of {len(cuts)})"
+        raise PartitionError(
+            f"a forward called {len(boundaries)} of the {len(cuts)} cuts, expected all (a layer dropped at random, "
+            "or a branch around it); cut at modules that every forward calls"
+        )
     nested = [cut.name for cut, h in zip(cuts, boundaries, strict=True) if h.is_nested]
     if nested:
         raise PartitionError(

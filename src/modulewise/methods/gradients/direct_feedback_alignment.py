@@ -84,7 +84,8 @@ class _Projected(Objective):
         super().__init__()
         self._sender = site.parts - 1
         features = site.boundary.features
-        self.register_buffer("feedback", torch.randn(outputs, features) * (scale / features**0.5))
+        drawn = torch.randn(outputs, features) * (scale / features**0.5)
+        self.register_buffer("feedback", drawn.to(site.boundary.dtype))
 
     def forward(self, context: Context) -> Signal:
         """The projected error, as the gradient of h_out."""

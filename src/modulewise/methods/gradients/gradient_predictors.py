@@ -70,6 +70,7 @@ class GradientPredictor(nn.Module):
         self.labels = nn.Linear(classes, width, bias=False) if classes is not None else None
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
+        self.to(boundary.dtype)
 
     def _layer(self, inputs: int, outputs: int) -> nn.Module:
         return nn.Conv2d(inputs, outputs, 5, padding=2) if self._images else nn.Linear(inputs, outputs)
@@ -83,7 +84,9 @@ class GradientPredictor(nn.Module):
         a = self.first(h.movedim(self._boundary.channel_axis, axis))
         if self.labels is not None and self._classes is not None:
             spatial = tuple(a.movedim(axis, -1).shape[1:-1])
-            mapped = self.labels(label_weights(y, classes=self._classes, spatial=spatial).to(h.device))
+            mapped = self.labels(
+                label_weights(y, classes=self._classes, spatial=spatial).to(h.device, self.labels.weight.dtype)
+            )
             if mapped.dim() == 2:
                 mapped = mapped.reshape(len(mapped), *[1] * len(spatial), mapped.shape[-1])
             a = a + mapped.movedim(-1, axis)

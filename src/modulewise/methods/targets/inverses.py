@@ -41,7 +41,7 @@ class Inverse(nn.Module):
             second: nn.Module = nn.Conv2d(hidden, below, 3, padding=1)
         else:
             first, second = nn.Linear(above, hidden), nn.Linear(hidden, below)
-        self.layers = nn.Sequential(first, nn.Tanh(), second)
+        self.layers = nn.Sequential(first, nn.Tanh(), second).to(input.dtype)
 
     def forward(self, h: Tensor) -> Tensor:
         """What may have entered the part, (N, ...) like its input."""
