@@ -200,6 +200,17 @@ def test_automatic_cuts_stay_clear_of_random_numbers_read_later() -> None:
     refused(model, "random numbers", cuts=["b"])
 
 
+def test_random_depth_leaves_the_cut_points_before_it() -> None:
+    """Statistics that a dropped path flows into are no random numbers before it has."""
+
+    def forward(m: Chain, x: Tensor) -> Tensor:
+        h = m.b(m.a(x))
+        return m.norm(h + m.c(h) * torch.rand(len(h), 1).round())
+
+    model = Chain(forward, norm=nn.BatchNorm1d(4))
+    assert [call.name for call in Survey(model, torch.randn(4, 4)).candidates()] == ["a", "b"]
+
+
 def test_one_layer_used_in_two_parts() -> None:
     model = Chain(lambda m, x: m.a(m.b(m.a(x))))
     refused(model, "'a.weight' is read in part 0 (by 'a') and in part 1 (by 'a')", cuts=["b"])

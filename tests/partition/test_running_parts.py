@@ -343,6 +343,36 @@ def test_skips_from_earlier_boundaries_are_ports() -> None:
     assert partition.part(3)(h, x=x, ports={1: torch.randn(2, 4, 4, 4)}).shape == (2, 4, 4, 4)
 
 
+class Encoder(nn.Module):
+    """Returns what it made on the way as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        one = self.one(x)
+        return [one, self.two(torch.relu(one))]
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.mid, self.low, self.head = Encoder(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.encoder(x)
+        h = self.low(torch.relu(self.mid(torch.relu(two))))
+        return self.head(torch.cat([h, torch.tanh(one)], 1))
+
+
+@pytest.mark.parametrize("later", [[], ["mid"], ["mid", "low"]])
+def test_ports_that_come_out_of_a_container_of_cuts(later: list[str]) -> None:
+    """The container is called again for what it hands on; its layers are stood in for, its cuts are fed."""
+    partition = assert_sound(Pyramid(), torch.randn(2, 4), cuts=["encoder.one", "encoder.two", *later])
+    assert partition.ports == {2 + len(later): (0,)}
+
+
 def test_backpropagation_by_messages_through_ports_equals_autograd_bit_for_bit() -> None:
     """Five momentum steps of the trainer beside five of a plain loop."""
 

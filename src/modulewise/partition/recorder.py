@@ -90,7 +90,7 @@ class _Recorder(TorchDispatchMode):
         clock, call = self.clock, self.stack[-1]
         for slot in [self.slot(tensor) for tensor in tensors]:
             value = self.read(slot, clock, call.name)
-            self.escapes.append(Escape(clock, call, value.upstream(), value.batch, value.random))
+            self.escapes.append(Escape(clock, call, value.upstream(), value.batch, value.drawn >= 0))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -108,7 +108,8 @@ class _Recorder(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         for key in {slot.key for slot in makes if slot.key not in self.constants} | set(changes):
             value = self.values.setdefault(key, Value(clock, where))
-            value.random |= random
+            if random and value.drawn < 0:
+                value.drawn = clock
             for source in sources:
                 value.gather(source, clock)
         self.operations.append(

@@ -42,6 +42,7 @@ class Value:
     """A storage: when it was made, where, and what it depends on.
 
     Attributes:
+        drawn: the clock from which it depends on random numbers; -1 where it never does.
         since: the clock from which it depends on upstream parameters, rather than on the batch or a fixed table alone;
             -1 where it never does.
     """
@@ -51,7 +52,7 @@ class Value:
     batch: bool = False
     parameter: bool = False
     trainable: bool = False
-    random: bool = False
+    drawn: int = -1
     since: int = -1
     last_read: int = -1
     reader: str = ""
@@ -65,7 +66,8 @@ class Value:
         self.batch |= other.batch
         self.parameter |= other.parameter
         self.trainable |= other.trainable
-        self.random |= other.random
+        if self.drawn < 0 <= other.drawn:
+            self.drawn = clock
         if self.since < 0 and (self.trainable or (self.batch and self.parameter)):
             self.since = clock
 

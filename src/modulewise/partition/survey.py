@@ -105,12 +105,12 @@ class Survey:
     def candidates(self) -> list[Call]:
         """Every place where one boundary tensor alone crosses."""
         spans = list(self._spans().values())
-        drawn = [v for v in self.small.values.values() if v.random]
+        drawn = [v for v in self.small.values.values() if v.drawn >= 0]
 
         def straddled(clock: int) -> bool:
             """Whether a trainable parameter, or a random number, is read on both sides."""
             return any(first <= clock < last for first, last in spans) or any(
-                not v.upstream(clock) and v.birth <= clock < v.last_read for v in drawn
+                not v.upstream(clock) and v.drawn <= clock < v.last_read for v in drawn
             )
 
         return [
