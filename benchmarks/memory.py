@@ -40,14 +40,19 @@ def checkpointed_blocks(model: nn.Module, x: Tensor) -> Tensor:
     return model.fc(torch.flatten(model.avgpool(h), 1))
 
 
+RECOMPUTED = ("layer1.0", "layer1.1", "layer3.0")
+"""Cuts of ResNet-50 in 4 parts whose recomputation costs little: the neediest blocks alone, the rest in two parts."""
+
+
 def local(name: str, classes: int, parts: int | None, *, recompute: bool = False) -> mw.Trainer:
     """Local learning with linear heads; `parts=None` for one residual block a part."""
-    model = build(name, classes)
-    balance = mw.balance.recomputed_memory if recompute else mw.balance.memory
-    if parts is None:
-        partition = mw.Partition(model, cuts=blockwise(model), example=torch.zeros(2, *SHAPE[1:]))
+    model, example = build(name, classes), torch.zeros(SHAPE)
+    if recompute:
+        partition = mw.Partition(model, cuts=RECOMPUTED, example=example)
+    elif parts is None:
+        partition = mw.Partition(model, cuts=blockwise(model), example=example)
     else:
-        partition = mw.Partition(model, parts=parts, example=torch.zeros(SHAPE), balance=balance)
+        partition = mw.Partition(model, parts=parts, example=example, balance=mw.balance.memory)
     head = partial(mw.heads.linear, pool=1)
     return trainer(partition, mw.methods.DGL(classes=classes, head=head), recompute=recompute)
 

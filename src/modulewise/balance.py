@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 
-__all__ = ["Balance", "Slice", "memory", "recomputed_memory", "split", "time"]
+__all__ = ["Balance", "Slice", "kept_from", "memory", "parameters", "recomputed_memory", "split", "time"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,34 @@ def memory(slices: Sequence[Slice]) -> float:
     max_s [ sum_{t<=s} saved_t - sum_{first<t<=s} shared_t + transient_s + sum_{t>s} gradients_t ] + output: when the
     backward has come down to slice s, what is above it has gone, but for the gradients of its parameters.
     """
-    held = list(accumulate(s.saved_bytes - (s.shared_bytes if i else 0) for i, s in enumerate(slices)))
-    return _peak(slices, held)
+    return _peak(slices, _held(slices, 0))
 
 
 def recomputed_memory(slices: Sequence[Slice]) -> float:
-    """The same with recomputation inside the part: of the slices below s only the inputs are held."""
-    inputs = accumulate((s.input_bytes for s in slices), initial=0)
-    return _peak(slices, [before + s.saved_bytes for before, s in zip(inputs, slices, strict=False)])
+    """The same where all slices but the last are run again in the backward: of those below s only inputs are held."""
+    return _peak(slices, _held(slices, len(slices) - 1))
+
+
+def kept_from(slices: Sequence[Slice], limit: float) -> int:
+    """The fewest slices to run again: the first from which on all can keep what they save within a limit of bytes.
+
+    Args:
+        slices: of one part, in order.
+        limit: most bytes alive while the part learns.
+
+    Returns:
+        An index, 0 (nothing is run again) to len(slices) - 1 (all but the last are, whether or not that is enough).
+    """
+    return next((k for k in range(len(slices)) if _peak(slices, _held(slices, k)) <= limit), len(slices) - 1)
+
+
+def _held(slices: Sequence[Slice], kept: int) -> list[int]:
+    """Bytes held when the backward is at each slice: inputs below `kept`, all that is saved from there on."""
+    held, below = [], 0
+    for index, piece in enumerate(slices):
+        held.append(below + piece.saved_bytes - (piece.shared_bytes if index > kept else 0))
+        below = below + piece.input_bytes if index < kept else held[-1]
+    return held
 
 
 def _peak(slices: Sequence[Slice], held: Sequence[int]) -> float:
@@ -72,15 +91,27 @@ def time(slices: Sequence[Slice]) -> float:
     return sum(piece.seconds for piece in slices)
 
 
-def split(cost: Callable[[int, int], float], count: int, parts: int) -> list[int]:
+def parameters(slices: Sequence[Slice]) -> float:
+    """Number of parameters: parts of like capacity."""
+    return float(sum(piece.parameters for piece in slices))
+
+
+def split(
+    cost: Callable[[int, int], float],
+    count: int,
+    parts: int,
+    *,
+    spread: Callable[[int, int], float] | None = None,
+) -> list[int]:
     """Group neighbouring slices so that the costliest group is as cheap as possible (exact, dynamic programming).
 
-    Of the splits with the cheapest costliest group, the one with the smallest sum of squared costs is taken.
+    Of the splits with the cheapest costliest group, the one with the smallest sum of squares is taken.
 
     Args:
         cost: cost(start, stop) >= 0 of the group of slices start, ..., stop - 1.
         count: number of slices.
         parts: number of groups, 1 <= parts <= count.
+        spread: spread(start, stop) >= 0, whose squares are summed; the cost where left out.
 
     Returns:
         The index of the last slice of every group but the last.
@@ -89,16 +120,16 @@ def split(cost: Callable[[int, int], float], count: int, parts: int) -> list[int
     >>> split(lambda start, stop: sum(sizes[start:stop]), 5, 3)
     [0, 3]
     """
-    known = cache(cost)
-    limit = _best(known, count, parts, max, float("inf"))[0]
-    return _best(known, count, parts, lambda total, size: total + size * size, limit)[1]
+    known, second = cache(cost), cache(spread or cost)
+    limit = _best(known, count, parts, lambda worst, start, stop: max(worst, known(start, stop)), float("inf"))[0]
+    return _best(known, count, parts, lambda total, start, stop: total + second(start, stop) ** 2, limit)[1]
 
 
 def _best(
     cost: Callable[[int, int], float],
     count: int,
     parts: int,
-    combine: Callable[[float, float], float],
+    combine: Callable[[float, int, int], float],
     limit: float,
 ) -> tuple[float, list[int]]:
     """Minimise a combination over groups, none of them costlier than the limit."""
@@ -109,8 +140,8 @@ def _best(
         row, choice = [infinite] * (count + 1), [0] * (count + 1)
         for stop in range(1, count + 1):
             for start in range(stop):
-                if best[start] < infinite and (size := cost(start, stop)) <= limit:
-                    value = combine(best[start], size)
+                if best[start] < infinite and cost(start, stop) <= limit:
+                    value = combine(best[start], start, stop)
                     if value < row[stop]:
                         row[stop], choice[stop] = value, start
         best = row

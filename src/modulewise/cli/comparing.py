@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import registry, report
-from ..compare import Descent, Experiment, Folder, RateSchedule, Result, TensorBoard, Watcher, run, summarise
+from ..compare import Balancing, Descent, Experiment, Folder, RateSchedule, Result, TensorBoard, Watcher, run, summarise
 from ..compare.summary import HEADINGS, cells, markdown
 from . import options as o
 from .progress import Bars
@@ -43,6 +43,7 @@ def compare(
     device: o.Device = None,
     precision: o.PrecisionOption = o.Precision.FLOAT32,
     train_limit: o.TrainLimit = None,
+    balance: o.BalanceOption = Balancing.MEMORY,
     recompute: o.Recompute = False,
     probe: Annotated[bool, typer.Option(help="linear probes of every part, on training samples held out")] = True,
     threads: o.Threads = None,
@@ -72,6 +73,7 @@ def compare(
         device=o.default_device(device),
         precision=precision.dtype,
         train_limit=train_limit,
+        balance=balance,
         recompute=recompute,
         probe=probe,
         threads=threads,

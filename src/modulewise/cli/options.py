@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 import torch
 import typer
 
-from ..compare import Descent, RateSchedule
+from ..compare import Balancing, Descent, RateSchedule
 from ..errors import ModulewiseError
 
 __all__ = [
@@ -76,6 +76,7 @@ Normalize = Annotated[bool, typer.Option(help="by mean and standard deviation of
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; cuda where there is one if left out")]
 PrecisionOption = Annotated[Precision, typer.Option(help="of the forward")]
 TrainLimit = Annotated[int | None, typer.Option(help="use so many training samples")]
+BalanceOption = Annotated[Balancing, typer.Option("--balance", help="what automatic cuts make even")]
 Recompute = Annotated[bool, typer.Option("--recompute", help="save memory inside a part by computing it again")]
 Threads = Annotated[int | None, typer.Option(help="of torch on the CPU")]
 TensorBoardFolder = Annotated[Path | None, typer.Option("--tensorboard", help="folder for live curves")]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import registry
-from ..compare import Descent, Experiment, Folder, RateSchedule, Run, TensorBoard, Watcher, configurations
+from ..compare import Balancing, Descent, Experiment, Folder, RateSchedule, Run, TensorBoard, Watcher, configurations
 from ..compare.assembling import Workshop
 from ..compare.running import History, Ticking, threads_set
 from ..errors import MethodError, ModulewiseError, NonFiniteLossError
@@ -39,6 +39,7 @@ def train(
     device: o.Device = None,
     precision: o.PrecisionOption = o.Precision.FLOAT32,
     train_limit: o.TrainLimit = None,
+    balance: o.BalanceOption = Balancing.MEMORY,
     recompute: o.Recompute = False,
     threads: o.Threads = None,
     tensorboard: o.TensorBoardFolder = None,
@@ -67,6 +68,7 @@ def train(
         device=o.default_device(device),
         precision=precision.dtype,
         train_limit=train_limit,
+        balance=balance,
         recompute=recompute,
         probe=False,
         threads=threads,

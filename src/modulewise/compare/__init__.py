@@ -1,6 +1,6 @@
 """Methods side by side: one experiment, many runs, one table."""
 
-from .experiment import Configuration, Descent, Experiment, RateSchedule, Run, configurations, runs
+from .experiment import Balancing, Configuration, Descent, Experiment, RateSchedule, Run, configurations, runs
 from .folder import Folder
 from .results import Result
 from .running import run
@@ -8,6 +8,7 @@ from .summary import Row, summarise
 from .watching import TensorBoard, Watcher
 
 __all__ = [
+    "Balancing",
     "Configuration",
     "Descent",
     "Experiment",

@@ -10,18 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import data, losses, models, registry
+from .. import balance, data, losses, models, registry
+from ..balance import Balance
 from ..data import Dataset, Loader, Normalize, Split
 from ..errors import DataError, MethodError, ModulewiseError
 from ..partition import Partition
 from ..seeding import preserved_generators, seed_of, set_generators
 from ..trainer import Trainer
 from .augmenting import augmentation
-from .experiment import Configuration, Descent, Experiment, RateSchedule
+from .experiment import Balancing, Configuration, Descent, Experiment, RateSchedule
 
 __all__ = ["Material", "Workshop", "device_of"]
 
 _PROBED = 512
+
+_BALANCES: dict[Balancing, Balance] = {
+    Balancing.MEMORY: balance.memory,
+    Balancing.RECOMPUTED_MEMORY: balance.recomputed_memory,
+    Balancing.TIME: balance.time,
+    Balancing.PARAMETERS: balance.parameters,
+}
 
 
 def device_of(name: str) -> torch.device:
@@ -132,7 +140,7 @@ class Workshop:
         cuts = self.experiment.cuts or self._cuts.get(parts)
         if cuts is not None:
             return Partition(model, cuts=list(cuts), example=example)
-        partition = Partition(model, parts=parts, example=example)
+        partition = Partition(model, parts=parts, example=example, balance=_BALANCES[self.experiment.balance])
         self._cuts[parts] = partition.cuts
         return partition
 

@@ -17,7 +17,17 @@ from ..method import Locality, SolverMethod
 from ..registry import MethodName
 from ..schedules import Schedule
 
-__all__ = ["Configuration", "Descent", "Experiment", "RateSchedule", "Run", "configurations", "fingerprint", "runs"]
+__all__ = [
+    "Balancing",
+    "Configuration",
+    "Descent",
+    "Experiment",
+    "RateSchedule",
+    "Run",
+    "configurations",
+    "fingerprint",
+    "runs",
+]
 
 
 class Descent(StrEnum):
@@ -25,6 +35,15 @@ class Descent(StrEnum):
 
     SGD = "sgd"
     ADAM = "adam"
+
+
+class Balancing(StrEnum):
+    """What automatic cuts make even."""
+
+    MEMORY = "memory"
+    RECOMPUTED_MEMORY = "recomputed-memory"
+    TIME = "time"
+    PARAMETERS = "parameters"
 
 
 class RateSchedule(StrEnum):
@@ -46,7 +65,7 @@ class Experiment:
             `deeply-supervised` stands for one row for every other method with heads.
         data: as for `data.load`.
         model: as for `models.build`.
-        parts: numbers of parts, each >= 1; cuts are then chosen automatically to balance memory.
+        parts: numbers of parts, each >= 1; cuts are then chosen automatically.
         cuts: module names to cut at, instead of `parts`.
         seeds: of initial weights, order of samples, and draws; one run each.
         epochs: passes per part, >= 1 (sweeps of a method with its own update).
@@ -61,6 +80,7 @@ class Experiment:
         precision: of the forward, torch.float32, torch.bfloat16 or torch.float16.
         device: 'cpu', 'cuda' or 'cuda:N'.
         train_limit: use so many training samples, drawn at random; None for all.
+        balance: what automatic cuts make even: a part's peak memory, time or parameters.
         recompute: keep less inside a part and compute it again in its backward.
         probe: hold some training samples out, and probe every part on them linearly after every epoch.
         threads: of torch on the CPU, >= 1; None for what they are.
@@ -90,6 +110,7 @@ class Experiment:
     precision: torch.dtype = torch.float32
     device: str = "cpu"
     train_limit: int | None = None
+    balance: Balancing = Balancing.MEMORY
     recompute: bool = False
     probe: bool = True
     threads: int | None = None
@@ -126,6 +147,7 @@ class Experiment:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in known}
         values["precision"] = getattr(torch, values["precision"])
         values["optimizer"] = Descent(values["optimizer"])
+        values["balance"] = Balancing(values["balance"])
         values["schedule_lr"] = RateSchedule(values["schedule_lr"])
         return cls(**values)
 

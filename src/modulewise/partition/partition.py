@@ -38,7 +38,7 @@ class Partition:
         parts: K >= 1, for automatic cuts instead of names.
         example: an input of the model: tensor (N, ...), tuple or mapping.
         balance: cost of a part for automatic cuts: `mw.balance.memory` (default), `mw.balance.recomputed_memory` (for
-            `Trainer(recompute=True)`) or `mw.balance.time`.
+            `Trainer(recompute=True)`), `mw.balance.time` or `mw.balance.parameters`.
 
     Raises:
         PartitionError: unknown or unsuitable cuts, a skip that starts inside one part and ends in another, a parameter
@@ -157,7 +157,7 @@ class Partition:
         if key not in self._pieces:
             known = key == signature(self._example)
             survey = self._survey if known else Survey(self.model, plain(x))
-            self._pieces[key] = Pieces(survey, self._calls if known else named_cuts(survey, self.cuts))
+            self._pieces[key] = Pieces(survey, self._calls if known else named_cuts(survey, self.cuts), plain(x))
         return self._pieces[key]
 
     def reads(self, x: Any, index: int) -> tuple[int, ...]:
@@ -215,7 +215,12 @@ class Partition:
         if parts == 1:
             return []
         slices = measure_slices(self._survey, points, self._example, timed=balance is time)
-        ends = split(lambda start, stop: balance(slices[start:stop]), len(slices), parts)
+        ends = split(
+            lambda start, stop: balance(slices[start:stop]),
+            len(slices),
+            parts,
+            spread=lambda start, stop: memory(slices[start:stop]),
+        )
         return [points[index].name for index in ends]
 
     def __str__(self) -> str:

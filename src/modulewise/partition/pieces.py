@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..balance import Slice, kept_from, recomputed_memory
 from .running import Enter, run_part
 from .shadowing import scratch_buffers
+from .slices import measure_slices
 
 if TYPE_CHECKING:
     from .recording import Call
@@ -23,20 +25,31 @@ __all__ = ["Pieces"]
 class Pieces:
     """A finer partition below the one asked for: every part cut again at its own cut points.
 
+    As few pieces are run again as bring every part down to what the neediest needs at least.
+
     Args:
         survey: the recorded model.
         cuts: the calls at which the parts end.
+        x: an input at the batch size to measure the pieces at.
     """
 
-    def __init__(self, survey: Survey, cuts: list[Call]) -> None:
+    def __init__(self, survey: Survey, cuts: list[Call], x: Any) -> None:
         self.model: nn.Module = survey.model
         fine = _merged(survey, cuts)
         self.plans = survey.plans(fine)
         # ends[k] is the index of the last piece of part k.
         self.ends = [fine.index(cut) for cut in cuts] + [len(fine)]
+        # kept[k] is the first piece of part k that keeps its activations.
+        self.kept = self._kept(measure_slices(survey, fine, x, timed=False))
+
+    def _kept(self, slices: list[Slice]) -> list[int]:
+        starts = [0, *(end + 1 for end in self.ends[:-1])]
+        parts = [slices[start : end + 1] for start, end in zip(starts, self.ends, strict=True)]
+        limit = max(recomputed_memory(part) for part in parts)
+        return [start + kept_from(part, limit) for start, part in zip(starts, parts, strict=True)]
 
     def run(self, part: int, x: Any, fed: Mapping[int, Tensor], *, n: int, enter: Enter | None) -> Any:
-        """Run a part, keeping of every piece but the last only its input; the backward runs those pieces again.
+        """Run a part, keeping of its lower pieces only the inputs; the backward runs those pieces again.
 
         Random draws are replayed, and the second run writes to copies of buffers, so that numbers and statistics are
         those of an ordinary run.
@@ -54,7 +67,7 @@ class Pieces:
         for piece in range(first, last + 1):
             seeds = _only(enter, part) if piece == first else None
             given = {index: held[index] for index in self.plans[piece].reads}
-            if piece < last and torch.is_grad_enabled():
+            if piece < self.kept[part] and torch.is_grad_enabled():
                 out = self._kept_small(piece, x, given, n, seeds)
             else:
                 out = run_part(self.model, self.plans[piece], piece, x, given, n=n, enter=seeds)
