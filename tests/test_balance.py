@@ -146,3 +146,29 @@ def test_a_users_own_cost_function() -> None:
         model, example=torch.randn(2, 4), parts=2, balance=lambda run: float(run[-1].name == "" and len(run) > 1)
     )
     assert partition.cuts == ("3",)
+
+
+def _slice(saved: int, *, below: int, parameters: int = 1) -> balance.Slice:
+    return balance.Slice(
+        name="",
+        parameters=parameters,
+        parameter_bytes=0,
+        input_bytes=below,
+        output_bytes=0,
+        saved_bytes=saved,
+        shared_bytes=0,
+        transient_bytes=0,
+        seconds=0.0,
+    )
+
+
+def test_kept_from_runs_as_few_slices_again_as_the_limit_allows() -> None:
+    """Three slices that save 10 each above inputs of 1: all kept need 30, two kept 21, only the last kept 12."""
+    slices = [_slice(10, below=1) for _ in range(3)]
+    assert balance.memory(slices) == 30
+    assert balance.recomputed_memory(slices) == 12
+    assert [balance.kept_from(slices, limit) for limit in (30, 29, 21, 20, 12, 0)] == [0, 1, 1, 2, 2, 2]
+
+
+def test_parameters_counts_parameters() -> None:
+    assert balance.parameters([_slice(1, below=1, parameters=3), _slice(1, below=1, parameters=4)]) == 7
