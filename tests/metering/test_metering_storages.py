@@ -62,7 +62,7 @@ def test_views_and_in_place_operators_do_not_count(split):
         y = x.view(6, 4).t()[1:].unsqueeze(0).expand(5, -1, -1).detach()
         x.add_(1).mul_(x).relu_()
         parts = x.split(2) + x.unbind(1)
-        x[0] = 3.0
+        x[0].fill_(3.0)
         x.data = y.data
         del x, parts
         assert meter.report() == before
