@@ -168,9 +168,3 @@ class Objective(nn.Module, ABC):
     def hear(self, context: Context) -> Signal | None:
         """The signal for the objective's own parameters once messages have arrived."""
         return None
-
-    def loss_of(self, context: Context) -> Tensor:
-        """The loss of the signal, for callers that combine objectives."""
-        loss = self.forward(context).loss
-        assert loss is not None, "this objective gives no loss"
-        return loss

@@ -249,7 +249,7 @@ def _channel_axis(recording: Recording, slot: Slot, clock: int) -> int:
     return 1 if len(slot.shape) >= 4 else -1
 
 
-def boundary_of(recording: Recording, call: Call, size: int | None = None) -> Boundary:
+def boundary_of(recording: Recording, call: Call) -> Boundary:
     """The boundary at a call's output."""
     slot = call.outputs[0]
     dtype = slot.dtype if slot.dtype.is_floating_point else torch.float32

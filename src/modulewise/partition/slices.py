@@ -161,12 +161,12 @@ def _block(survey: Survey, group: list[Call]) -> Block:
     first, last = group[0], group[-1]
     output = survey.boundary(last)
     shape = (survey.n, *first.inputs[0].shape[1:])
-    below = Boundary(first.name, shape, output.dtype, _input_axis(survey, first, output))
+    below = Boundary(first.name, shape, output.dtype, _input_axis(first, output))
     module = first.module if len(group) == 1 else nn.Sequential(*(call.module for call in group))
     return Block(first.name, module, below, output)
 
 
-def _input_axis(survey: Survey, call: Call, output: Boundary) -> int:
+def _input_axis(call: Call, output: Boundary) -> int:
     """The channel axis of a call's input: its own, where it is as deep as the output's."""
     same_depth = len(call.inputs[0].shape) == len(output.shape)
     return output.channel_axis if same_depth else (1 if len(call.inputs[0].shape) != 3 else -1)
