@@ -47,6 +47,8 @@ class Locality:
     Args:
         reach: the kind of influence.
         window: for `window`, how many adjacent parts share a gradient (>= 2).
+        messages: for `port`, whether a part reads what another sends it in the same step, rather than its weights or
+            activations alone.
 
     >>> str(Locality(Reach.WINDOW, window=2)), Locality(Reach.STRICT).sends_feedback
     ('window(2)', False)
@@ -54,11 +56,12 @@ class Locality:
 
     reach: Reach
     window: int = 1
+    messages: bool = False
 
     @property
     def sends_feedback(self) -> bool:
-        """Whether later parts must have run before an earlier one can learn."""
-        return self.reach not in (Reach.STRICT, Reach.PORT)
+        """Whether parts tell one another something, so that all of them must run in the same step."""
+        return self.messages or self.reach not in (Reach.STRICT, Reach.PORT)
 
     def __str__(self) -> str:
         return f"window({self.window})" if self.reach is Reach.WINDOW else self.reach.value
@@ -83,13 +86,19 @@ class Method(ABC):
 
     Attributes:
         family: the survey's family.
-        locality: what may influence a part's update.
+        locality: what may influence a part's update; the widest, where it depends on hyper-parameters.
         references: the papers, the defining one first.
+        name: on the command line and in tables, as the paper writes it; made from the class name where left empty.
+        views: how many views of every sample the method needs, stacked along the batch; the loader makes them.
+        makes_views: whether the method makes views of its own, out of x and y, in `prepare`.
     """
 
     family: ClassVar[Family]
     locality: ClassVar[Locality]
     references: ClassVar[tuple[Reference, ...]]
+    name: ClassVar[str] = ""
+    views: ClassVar[int] = 1
+    makes_views: ClassVar[bool] = False
 
 
 class PartwiseMethod(Method, ABC):
@@ -98,6 +107,19 @@ class PartwiseMethod(Method, ABC):
     @abstractmethod
     def objective(self, site: Site) -> Objective:
         """The objective of the part at this site; its heads draw their initial weights from a seed of their own."""
+
+    def prepare(self, x: Any, y: Any) -> tuple[Any, int]:
+        """Views made of a batch before part 0 sees it; asked for where `makes_views` is set and there are parts.
+
+        Args:
+            x: input (N, ...).
+            y: labels (N, ...).
+
+        Returns:
+            Views stacked along the batch (views N, ...), and their number. Draws come from torch's default generator,
+            which is set for the step.
+        """
+        return x, 1
 
 
 class Solver(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .partition.boundary import Block, Boundary
+from .partition.tree import map_tensors
 
 __all__ = ["Block", "Context", "LayerRule", "Loss", "Objective", "Role", "Signal", "Site"]
 
@@ -40,10 +41,12 @@ class Context:
         views: how many views of every sample are stacked along the batch (1 outside self-supervision).
         part: index of the part, 0 <= part < K.
         step: index of the training step.
-        feedback: messages from later parts, by sender; empty until they have arrived.
+        feedback: messages from other parts, by sender: those of earlier parts are there when the part learns, those of
+            later ones once they have arrived.
         ports: boundaries below h_in that this part reads as well (a skip from an earlier boundary), by index.
         run: runs this part on another h_in (N, ...) with its present weights, recomputing without touching buffers;
             same x, same random draws; gradient mode is the caller's.
+        taps: what went into the modules named in `Objective.taps` and what came out of them, with its graph.
     """
 
     h_in: Any
@@ -56,6 +59,14 @@ class Context:
     feedback: Mapping[int, Any] = field(default_factory=dict)
     ports: Mapping[int, Tensor] = field(default_factory=dict)
     run: Callable[[Any], Any] | None = None
+    taps: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Any:
+        """A label for every row of h_out: y, repeated for every view of a sample."""
+        if self.views == 1:
+            return self.y
+        return map_tensors(lambda y: y.repeat(self.views, *[1] * (y.dim() - 1)), self.y)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class Site:
         output: what leaves it; None for the last part, whose output is whatever the model returns.
         loss: the task loss, minimised by the last part.
         blocks: the later modules, in order of call (made on demand).
+        modules: the outermost modules that this part calls, by name (made on demand).
     """
 
     part: int
@@ -100,6 +112,7 @@ class Site:
     output: Boundary | None
     loss: Loss
     blocks: Callable[[], tuple[Block, ...]] = tuple
+    modules: Callable[[], Sequence[tuple[str, nn.Module]]] = tuple
 
     @property
     def last(self) -> bool:
@@ -136,35 +149,42 @@ class Objective(nn.Module, ABC):
 
     1. `forward(context)` once: right after the part's own forward, or, where `waits`, when every later part has
        sent its messages (in `context.feedback`). The signal is differentiated at once.
-    2. `messages(context)` after the backward, before the optimiser step: what to tell earlier parts, by receiver.
+    2. `messages(context)` after the backward, before the optimiser step: what to tell other parts, by receiver: any
+       earlier part that still listens, or a later one, which has it in `feedback` when it learns.
        `context.h_in.grad` is there where `reads_input_gradient` is set.
-    3. `hear(context)` where `hears` is set: once later parts have sent their messages; h_out is detached by then. The
-       signal updates the objective's own parameters alone.
+    3. `hear(context)` where `hears` or `overlaps` is set: once the later parts that read this part's output have sent
+       their messages. With `hears` h_out is detached by then, and the signal updates the objective's own parameters
+       alone; with `overlaps` it is as it was, and part and objective take their one step after this signal.
 
     Attributes:
         role: the role of the objective's own parameters (`head`, or `feedback` for inverses and predictors).
         waits: the part learns only after later parts have sent their messages; its graph is kept until then.
         hears: the objective learns from messages after its part has learned.
+        overlaps: the loss of the part above reaches this part too (locality `window(2)`): its graph is kept after its
+            own backward until `hear` has been asked, then it steps.
         reads_input_gradient: h_in must require a gradient, because a message is made of it.
         recompute: while waiting, keep h_in instead of the graph and run the part again when the message is there.
         rule: how errors pass back through the layers of this part; None for the chain rule.
+        taps: names of modules inside this part whose input and output the objective reads in `context.taps`.
     """
 
     role: ClassVar[Role] = Role.HEAD
     waits: bool = False
     hears: bool = False
+    overlaps: bool = False
     reads_input_gradient: bool = False
     recompute: bool = False
     rule: LayerRule | None = None
+    taps: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, context: Context) -> Signal:
         """The part's learning signal."""
 
     def messages(self, context: Context) -> Mapping[int, Any]:
-        """Messages to earlier parts, by receiver; none unless the objective says otherwise."""
+        """Messages to other parts, by receiver; none unless the objective says otherwise."""
         return {}
 
     def hear(self, context: Context) -> Signal | None:
-        """The signal for the objective's own parameters once messages have arrived."""
+        """The signal of the messages of later parts, once they have arrived."""
         return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from . import losses, methods, schedules
@@ -33,7 +32,6 @@ __all__ = [
     "table",
 ]
 
-_ONE_WORD = MappingProxyType({"PredSim": "predsim", "AugLocal": "auglocal"})  # as their papers write them
 _PATTERN = re.compile(r"(?P<name>[\w-]+)(?:\((?P<inner>.+)\))?(?::(?P<options>.+))?", re.DOTALL)
 
 
@@ -65,8 +63,8 @@ class MethodName:
         return f"{self.name}{inner}" + (f":{options}" if options else "")
 
 
-def _name(cls: type) -> str:
-    return _ONE_WORD.get(cls.__name__) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
+def _name(cls: type[Method]) -> str:
+    return cls.name or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
 
 
 def known() -> dict[str, type[Method]]:

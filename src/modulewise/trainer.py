@@ -12,6 +12,7 @@ from torch import Tensor
 from . import schedules
 from .checkpoint import restore, write
 from .engine.batches import Batch, check_batch
+from .engine.binding import bind, check_taps, with_views
 from .engine.evaluating import Evaluation, evaluate
 from .engine.features import evaluating
 from .engine.fitting import Epoch, run_schedule
@@ -20,10 +21,10 @@ from .engine.pieces import GraphBreak, compiled
 from .engine.updating import OptimizerFactory, SchedulerFactory, Updater
 from .errors import MethodError
 from .method import Locality, Method, PartwiseMethod, Reach, Solver, SolverMethod
-from .objective import Loss, Objective, Site
+from .objective import Loss, Objective
 from .partition import Partition
 from .partition.tree import call_model, plain
-from .seeding import preserved_generators, seed_of, set_generators
+from .seeding import preserved_generators
 
 __all__ = ["Trainer"]
 
@@ -103,10 +104,11 @@ class Trainer:
         elif isinstance(method, PartwiseMethod):
             if optimizer is None:
                 raise MethodError(f"{type(method).__name__} needs optimizer=, a factory such as torch.optim.SGD's")
-            self.objectives = _objectives(partition, method, loss, seed)
+            self.objectives = bind(partition, method, loss, seed=seed)
         else:
             given = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
             raise MethodError(f"method is {given}, expected an instance of one of modulewise.methods")
+        check_taps(self.objectives, compile=compile, recompute=recompute)
         self.updater = Updater(
             partition,
             self.objectives,
@@ -139,7 +141,7 @@ class Trainer:
         Args:
             x: input: tensor (views N, ...), tuple or mapping.
             y: labels (N,), (N, T) or (N, H, W).
-            views: views of every sample stacked along the batch of x.
+            views: views of every sample stacked along the batch of x; the task loss sees a label for each.
 
         Returns:
             For every part that learned its loss, detached, on the device.
@@ -149,6 +151,7 @@ class Trainer:
             NonFiniteLossError: a part's loss is not finite; that part's weights are untouched.
         """
         check_batch(x, y, views=views, classes=self.classes)
+        x, views = self.prepared(x, y, views=views)
         if self.solver is not None:
             losses = self.solver.step(x, y, step=self.steps)
             self.steps += 1
@@ -232,6 +235,10 @@ class Trainer:
         restore(self, Path(folder), loader=loader)
         return self
 
+    def prepared(self, x: Any, y: Any, *, views: int) -> tuple[Any, int]:
+        """The batch with the views that the method makes of it, and their number; x itself for most methods."""
+        return with_views(self.method, x, y, views=views, parts=len(self.partition), seed=self.seed, step=self.steps)
+
     def batch(self, x: Any, y: Any, *, views: int = 1, boundaries: dict[int, Tensor] | None = None) -> Batch:
         """One batch for the engine, part by part."""
         return Batch(
@@ -267,23 +274,3 @@ class _Guard:
         self.generators.__exit__(None, None, None)
         if kind is not None:
             self.updater.clear()
-
-
-def _objectives(partition: Partition, method: PartwiseMethod, loss: Loss, seed: int) -> list[Objective]:
-    """One objective a part, on the part's device, its heads drawn from a seed of their own."""
-    objectives = []
-    with preserved_generators():
-        for part in partition.parts:
-            site = Site(
-                part.index,
-                len(partition),
-                part.input,
-                part.output,
-                loss,
-                blocks=lambda index=part.index: partition.blocks(index),  # type: ignore[misc]
-            )
-            set_generators(seed_of(seed, "heads", part.index))
-            objective = method.objective(site)
-            first = next(partition.model.parameters(), None)
-            objectives.append(objective if first is None else objective.to(first.device))
-    return objectives

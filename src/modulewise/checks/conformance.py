@@ -17,8 +17,9 @@ from ..partition import Partition
 from ..partition.tree import tensors
 from ..trainer import Trainer
 from .locality import locality
+from .problems import Problem, example_problem, linear_problem
 
-__all__ = ["Check", "Problem", "conformance", "example_problem", "linear_problem"]
+__all__ = ["Check", "conformance"]
 
 
 @dataclass(frozen=True)
@@ -34,61 +35,6 @@ class Check:
     name: str
     passed: bool
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A small task to hold a method to.
-
-    Args:
-        model: makes the model anew, the same each time.
-        cuts: where it is cut.
-        x: input (N, ...).
-        y: labels (N,).
-    """
-
-    model: Callable[[], nn.Module]
-    cuts: tuple[str, ...]
-    x: Tensor
-    y: Tensor
-
-
-def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            return make()
-
-    return build
-
-
-def example_problem() -> Problem:
-    """A convolutional network of three parts with batch normalisation and dropout; 3 classes."""
-
-    def make() -> nn.Module:
-        def stage(inputs: int, outputs: int) -> nn.Module:
-            return nn.Sequential(
-                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.LeakyReLU(0.1),
-                nn.Dropout(0.1),
-            )
-
-        return nn.Sequential(stage(2, 6), stage(6, 8), nn.Sequential(nn.Flatten(), nn.Linear(8 * 36, 3)))
-
-    generator = torch.Generator().manual_seed(11)
-    x = torch.randn(12, 2, 6, 6, generator=generator)
-    return Problem(_seeded(make), ("0", "1"), x, torch.arange(12) % 3)
-
-
-def linear_problem() -> Problem:
-    """A three-layer perceptron, for methods that take Linear and ReLU alone; 3 classes."""
-
-    def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-
-    generator = torch.Generator().manual_seed(11)
-    return Problem(_seeded(make), ("1", "3"), torch.randn(12, 5, generator=generator), torch.arange(12) % 3)
 
 
 def conformance(method: Method, *, problem: Problem | None = None) -> list[Check]:
@@ -107,6 +53,7 @@ def conformance(method: Method, *, problem: Problem | None = None) -> list[Check
     []
     """
     chosen = problem or (linear_problem() if isinstance(method, SolverMethod) else example_problem())
+    chosen = chosen.seen(method.views)
     checks = []
     for name, requirement in _REQUIREMENTS.items():
         try:
@@ -146,7 +93,7 @@ def _learns(method: Method, problem: Problem) -> str:
     trainer = _trainer(method, problem)
     before = {name: p.detach().clone() for name, p in trainer.partition.model.named_parameters()}
     for _ in range(3):
-        losses = trainer.step(problem.x, problem.y)
+        losses = trainer.step(problem.x, problem.y, views=problem.views)
     if sorted(losses) != list(range(len(trainer.partition))):
         return f"losses for parts {sorted(losses)}, expected one for each of {len(trainer.partition)}"
     if not all(bool(torch.isfinite(loss)) and not loss.requires_grad for loss in losses.values()):
@@ -165,7 +112,7 @@ def _repeats(method: Method, problem: Problem) -> str:
         trainer = _trainer(method, problem)
         for _ in range(2):
             torch.rand(disturbance)
-            trainer.step(problem.x, problem.y)
+            trainer.step(problem.x, problem.y, views=problem.views)
         models.append(trainer.partition.model)
     return _differs(*models)
 
@@ -173,7 +120,7 @@ def _repeats(method: Method, problem: Problem) -> str:
 def _quiet(method: Method, problem: Problem) -> str:
     trainer = _trainer(method, problem)
     state = torch.get_rng_state()
-    trainer.step(problem.x, problem.y)
+    trainer.step(problem.x, problem.y, views=problem.views)
     return "" if torch.equal(state, torch.get_rng_state()) else "the default generator has moved"
 
 
@@ -184,7 +131,7 @@ def _untouched(method: Method, problem: Problem) -> str:
     partition = Partition(model, cuts=problem.cuts, example=problem.x)
     optimizer = None if isinstance(method, SolverMethod) else _sgd
     trainer = Trainer(partition, method, loss=functional.cross_entropy, optimizer=optimizer)
-    trainer.step(problem.x, problem.y)
+    trainer.step(problem.x, problem.y, views=problem.views)
     if {name: id(p) for name, p in model.named_parameters()} != identities:
         return "parameter names or identities have changed"
     if list(model.state_dict()) != list(reference.state_dict()):
@@ -200,9 +147,9 @@ def _untouched(method: Method, problem: Problem) -> str:
 
 def _forgets(method: Method, problem: Problem) -> str:
     trainer = _trainer(method, problem)
-    trainer.step(problem.x, problem.y)
+    trainer.step(problem.x, problem.y, views=problem.views)
     before = _with_graph()
-    trainer.step(problem.x, problem.y)
+    trainer.step(problem.x, problem.y, views=problem.views)
     fresh = len(_with_graph() - before)
     return f"{fresh} tensors with a graph outlive the step" if fresh else ""
 
@@ -215,15 +162,15 @@ def _with_graph() -> set[int]:
 def _resumes(method: Method, problem: Problem) -> str:
     straight = _trainer(method, problem)
     for _ in range(4):
-        straight.step(problem.x, problem.y)
+        straight.step(problem.x, problem.y, views=problem.views)
     first, second = _trainer(method, problem), _trainer(method, problem)
     for _ in range(2):
-        first.step(problem.x, problem.y)
+        first.step(problem.x, problem.y, views=problem.views)
     with tempfile.TemporaryDirectory() as folder:
         first.save(folder)
         second.load(folder)
     for _ in range(2):
-        second.step(problem.x, problem.y)
+        second.step(problem.x, problem.y, views=problem.views)
     return _differs(straight.partition.model, second.partition.model)
 
 
@@ -234,7 +181,7 @@ def _end_to_end(method: Method, problem: Problem) -> str:
     trainer = _trainer(method, problem, cuts=())
     plain = _plain(problem, trainer.seed)
     for _ in range(3):
-        trainer.step(problem.x, problem.y)
+        trainer.step(problem.x, problem.y, views=problem.views)
     if any(o.rule is not None for o in trainer.objectives):
         return ""
     return _differs(trainer.partition.model, plain)
@@ -249,7 +196,7 @@ def _plain(problem: Problem, seed: int, steps: int = 3) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         for step in range(steps):
             set_generators(seed_of(seed, step, 0))
-            loss = functional.cross_entropy(model(problem.x), problem.y)
+            loss = functional.cross_entropy(model(problem.x), problem.y.repeat(problem.views))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -264,13 +211,13 @@ def _frozen(method: Method, problem: Problem) -> str:
         parameter.requires_grad_(False)
     fresh = Trainer(trainer.partition, method, loss=functional.cross_entropy, optimizer=_sgd)
     before = [p.clone() for p in fresh.partition.part(0).parameters()]
-    fresh.step(problem.x, problem.y)
+    fresh.step(problem.x, problem.y, views=problem.views)
     after = list(fresh.partition.part(0).parameters())
     return "" if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) else "frozen parameters moved"
 
 
 def _audited(method: Method, problem: Problem) -> str:
-    report = locality(_trainer(method, problem), problem.x, problem.y)
+    report = locality(_trainer(method, problem), problem.x, problem.y, views=problem.views)
     return "" if report.ok else str(report)
 
 
@@ -278,7 +225,7 @@ def _lower_precision(method: Method, problem: Problem) -> str:
     if isinstance(method, SolverMethod):
         return ""
     trainer = _trainer(method, problem, precision=torch.bfloat16)
-    losses = trainer.step(problem.x, problem.y)
+    losses = trainer.step(problem.x, problem.y, views=problem.views)
     good = all(bool(torch.isfinite(t)) for loss in losses.values() for t in tensors(loss))
     return "" if good else "a loss is not finite in bfloat16"
 

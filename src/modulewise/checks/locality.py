@@ -47,7 +47,7 @@ class LocalityReport:
         return f"declared {self.declared}, observed {observed}" + "".join(f"; {v}" for v in self.violations)
 
 
-def locality(trainer: Trainer, x: Any, y: Any) -> LocalityReport:
+def locality(trainer: Trainer, x: Any, y: Any, *, views: int = 1) -> LocalityReport:
     """Audit a trainer by intervention; its state is as before afterwards.
 
     From one saved state, after one step of warming up, the loss, the labels, the head or the weights of part j are
@@ -56,8 +56,9 @@ def locality(trainer: Trainer, x: Any, y: Any) -> LocalityReport:
 
     Args:
         trainer: with a partition of K parts.
-        x: input (N, ...).
+        x: input (views N, ...).
         y: labels (N, ...), of at least two classes.
+        views: views of every sample stacked along the batch of x.
 
     >>> import modulewise as mw
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
@@ -74,14 +75,14 @@ def locality(trainer: Trainer, x: Any, y: Any) -> LocalityReport:
         return LocalityReport(trainer.locality, None, {}, ())
     start = Snapshot(trainer)
     try:
-        trainer.step(x, y)
+        trainer.step(x, y, views=views)
         warm = Snapshot(trainer)
-        base = _updates(trainer, x, y, nullcontext())
+        base = _updates(trainer, x, y, views, nullcontext())
         influence: dict[tuple[int, int], set[str]] = {}
         for changed in range(len(trainer.partition)):
             for kind, intervention in _INTERVENTIONS.items():
                 warm.restore()
-                updates = _updates(trainer, x, y, intervention(trainer, changed))
+                updates = _updates(trainer, x, y, views, intervention(trainer, changed))
                 for part, (a, b) in enumerate(zip(base, updates, strict=True)):
                     counts = part < changed if kind == "weights" else part != changed
                     if counts and not _same(a, b):
@@ -95,7 +96,9 @@ def _owned(trainer: Trainer, part: int) -> list[Tensor]:
     return [*trainer.partition.part(part).parameters(), *trainer.objectives[part].parameters()]
 
 
-def _updates(trainer: Trainer, x: Any, y: Any, intervention: AbstractContextManager[None]) -> list[list[Tensor]]:
+def _updates(
+    trainer: Trainer, x: Any, y: Any, views: int, intervention: AbstractContextManager[None]
+) -> list[list[Tensor]]:
     """By how much every part's parameters move in one step under an intervention, and the gradients left for the next.
 
     A leak may come too late for this step's update: its gradient then lies in wait on the parameters.
@@ -103,7 +106,7 @@ def _updates(trainer: Trainer, x: Any, y: Any, intervention: AbstractContextMana
     parts = range(len(trainer.partition))
     with intervention:
         before = [[t.detach().clone() for t in _owned(trainer, part)] for part in parts]
-        trainer.step(x, y)
+        trainer.step(x, y, views=views)
         moves = [[t.detach() - b for t, b in zip(_owned(trainer, part), before[part], strict=True)] for part in parts]
     return [moves[part] + [t.grad for t in _owned(trainer, part) if t.grad is not None] for part in parts]
 
@@ -179,7 +182,9 @@ def _judge(trainer: Trainer, influence: Influence) -> LocalityReport:
     violations = []
     reach = declared.reach
     if reach in (Reach.STRICT, Reach.PORT):
-        violations += [_sentence(pair, influence[pair]) for pair in sorted(signals)]
+        # With messages a part may read what an earlier one sends along with its output; nothing comes back down.
+        sent = {(a, b) for a, b in signals if declared.messages and a < b}
+        violations += [_sentence(pair, influence[pair]) for pair in sorted(signals - sent)]
     if reach is Reach.STRICT:
         violations += [_sentence(pair, influence[pair]) for pair in sorted(weights)]
     if reach is Reach.PORT and not weights and not trainer.partition.ports and not signals and parts > 1:
@@ -196,6 +201,8 @@ def _judge(trainer: Trainer, influence: Influence) -> LocalityReport:
 
 def _observed(trainer: Trainer, signals: set[tuple[int, int]], weights: bool) -> Reach:
     declared, last = trainer.locality, len(trainer.partition) - 1
+    if signals and declared.messages and all(a < b for a, b in signals):
+        return Reach.PORT
     if not signals:
         if last == 0:
             return declared.reach

@@ -95,11 +95,13 @@ class Batch:
         pieces = _slices(rows // views, views, accumulate)
         self.sizes = [len(index) for _, index in pieces]
         self.sessions = []
+        units: dict[int, int] = {}
         for i, (of_x, of_y) in enumerate(pieces):
             micro = Micro(
                 draw=step * accumulate + i,
                 last=i == len(pieces) - 1,
-                decay=self.sizes[i - 1] / self.sizes[i] if i else 1.0,
+                rows=self.sizes[i],
+                units=units,
                 weight=self.sizes[i] * views / rows,
             )
             given = {index: h[of_x] for index, h in (boundaries or {}).items()}

@@ -98,7 +98,7 @@ class _Fit:
         keeps = (
             hasattr(loader, "indexed") and not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
         )
-        if not keeps or partition.ports or self.cache.limit_bytes == 0:
+        if not keeps or self.trainer.method.makes_views or partition.ports or self.cache.limit_bytes == 0:
             self.cached = False
             return
         if self.cache.index != part - 1:
@@ -110,6 +110,7 @@ class _Fit:
         trainer = self.trainer
         views = getattr(self.loader, "views", 1)
         check_batch(x, y, views=views, classes=trainer.classes)
+        x, views = trainer.prepared(x, y, views=views)
         if work.upstream != FINAL or work.part == 0:
             return trainer.batch(x, y, views=views)
         known = {self.cache.index: self.cache.rows(indices, x)} if self.cached and indices is not None else {}

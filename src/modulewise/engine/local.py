@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..objective import Context, Objective, Role, Signal
 from ..partition import Partition
+from ..partition.tapping import tapped
 from ..partition.tree import tensors
 from ..seeding import seed_of, set_generators
 from .updating import Updater
@@ -76,14 +77,16 @@ class Micro:
     Args:
         draw: index that seeds the random draws.
         last: whether optimisers step after it.
-        decay: what the gradients gathered so far are multiplied with first, n(previous) / n(this).
-        weight: what the sum is multiplied with at the last, n(this) / N, so that a mean over slices is the batch's.
+        rows: n, the number of its samples.
+        weight: what the sum is multiplied with at the last, n(last) / N, so that a mean over slices is the batch's.
+        units: for every part the n of the slice whose mean its gradients are gathered in; shared by the slices.
     """
 
     draw: int = 0
     last: bool = True
-    decay: float = 1.0
+    rows: int = 1
     weight: float = 1.0
+    units: dict[int, int] = field(default_factory=dict)
 
 
 class Session:
@@ -120,6 +123,7 @@ class Session:
         self.mail: dict[int, dict[int, Any]] = {}
         self.waiting: dict[int, tuple[dict[int, Tensor], Any]] = {}
         self.hearing: dict[int, Context] = {}
+        self.taps: dict[int, dict[str, tuple[Any, Any]]] = {}
         self.losses: dict[int, Tensor] = {}
 
     def up(self, part: int) -> None:
@@ -161,7 +165,9 @@ class Session:
         def enter(index: int) -> None:
             set_generators(seed_of(self.engine.seed, self.micro.draw, index))
 
-        with self.engine.rule(part), self.engine.autocast(self.device):
+        names = self.engine.objectives[part].taps
+        modules = {name: self.engine.partition.model.get_submodule(name) for name in names}
+        with self.engine.rule(part), self.engine.autocast(self.device), tapped(modules) as self.taps[part]:
             return self.engine.partition.run(
                 part,
                 self.x,
@@ -176,19 +182,21 @@ class Session:
     def _learn(self, part: int, fed: dict[int, Tensor], h_out: Any) -> None:
         engine, objective = self.engine, self.engine.objectives[part]
         context = self._context(part, fed, h_out)
+        overlaps = objective.overlaps and part < len(engine.partition) - 1
         set_generators(seed_of(engine.seed, self.micro.draw, part, "objective"))
         with engine.autocast(self.device):
             signal = objective(context)
         finite = self._note(part, signal)
-        self._backward(part, signal, context, tuple(fed.values()))
+        self._backward(part, signal, context, tuple(fed.values()), keep=overlaps)
         with engine.autocast(self.device):
             messages = objective.messages(context)
         for receiver, message in messages.items():
             self.mail.setdefault(receiver, {})[part] = message
-        if objective.hears:
-            self.hearing[part] = replace(context, h_out=h_out.detach(), feedback={})
+        if objective.hears or overlaps:
+            kept = h_out if overlaps else h_out.detach()
+            self.hearing[part] = replace(context, h_out=kept, feedback={}, taps={})
         del context, signal, h_out, messages
-        if self.micro.last:
+        if self.micro.last and not overlaps:
             self._update(part, (Role.PART, objective.role), finite)
         for earlier in sorted(self.hearing, reverse=True):
             # Every reader of a boundary may send a message about it; the last one has learned now.
@@ -212,6 +220,7 @@ class Session:
             feedback=self.mail.pop(part, {}),
             ports={index: h for index, h in fed.items() if index != part - 1},
             run=run,
+            taps=self.taps.pop(part, {}),
         )
 
     def _note(self, part: int, signal: Signal) -> Tensor | None:
@@ -222,7 +231,9 @@ class Session:
         self.losses.setdefault(part, shown)
         return finite
 
-    def _backward(self, part: int, signal: Signal, context: Context, fed: tuple[Tensor, ...]) -> None:
+    def _backward(
+        self, part: int, signal: Signal, context: Context, fed: tuple[Tensor, ...], *, keep: bool = False
+    ) -> None:
         """Differentiate the signal now, outside any forward, so that the graph goes before the next part runs."""
         roots: list[Tensor] = []
         gradients: list[Tensor | None] = []
@@ -234,11 +245,12 @@ class Session:
         if signal.gradient is not None and context.h_out.requires_grad:
             roots.append(context.h_out)
             gradients.append(signal.gradient if scale is None else signal.gradient * scale)
-        if self.micro.decay != 1.0:
-            for role in (Role.PART, self.engine.objectives[part].role):
-                scale_gradients(self.engine.updater.parameters(part, role), self.micro.decay)
+        before = self.micro.units.get(part, self.micro.rows)
+        self.micro.units[part] = self.micro.rows
+        for role in (Role.PART, self.engine.objectives[part].role):
+            scale_gradients(self.engine.updater.parameters(part, role), before / self.micro.rows)
         if roots:
-            torch.autograd.backward(roots, gradients)
+            torch.autograd.backward(roots, gradients, retain_graph=keep)
         if scale is not None:
             for leaf in fed:
                 if leaf.grad is not None:
@@ -252,18 +264,21 @@ class Session:
         updater.update(part, roles, finite)
 
     def _hear(self, part: int) -> None:
-        if part not in self.mail:
-            return
         objective = self.engine.objectives[part]
-        context = replace(self.hearing.pop(part), feedback=self.mail.pop(part))
+        if part not in self.mail and not objective.overlaps:
+            return
+        context = replace(self.hearing.pop(part), feedback=self.mail.pop(part, {}))
         set_generators(seed_of(self.engine.seed, self.micro.draw, part, "hear"))
         with self.engine.autocast(self.device):
             signal = objective.hear(context)
-        if signal is not None:
-            finite = self._note(part, signal)
-            self._backward(part, signal, context, ())
-            if self.micro.last:
-                self._update(part, (objective.role,), finite)
+        if signal is None and not objective.overlaps:
+            return
+        if signal is None:
+            signal = Signal(report=self.losses[part])
+        finite = self._note(part, signal)
+        self._backward(part, signal, context, ())
+        if self.micro.last:
+            self._update(part, (Role.PART, objective.role) if objective.overlaps else (objective.role,), finite)
 
     def _forget(self, part: int) -> None:
         """Let go of boundaries that no later part reads."""
@@ -273,6 +288,8 @@ class Session:
 
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
     """Multiply gradients in place."""
+    if factor == 1.0:
+        return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients and factor != 1.0:
+    if gradients:
         torch._foreach_mul_(gradients, factor)

@@ -28,7 +28,7 @@ class TaskLoss(Objective):
 
     def forward(self, context: Context) -> Signal:
         """The task loss."""
-        return Signal(loss=self.loss(context.h_out, context.y))
+        return Signal(loss=self.loss(context.h_out, context.labels))
 
 
 class HeadLoss(Objective):
@@ -51,4 +51,4 @@ class HeadLoss(Objective):
 
     def forward(self, context: Context) -> Signal:
         """The criterion on the head's logits."""
-        return Signal(loss=self.criterion(self.head(context.h_out), context.y))
+        return Signal(loss=self.criterion(self.head(context.h_out), context.labels))

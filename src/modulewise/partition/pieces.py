@@ -85,9 +85,23 @@ class Pieces:
             return run_part(self.model, self.plans[piece], piece, x, fed, n=n, enter=enter)
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return nullcontext(), scratch_buffers(self.model)
+            return nullcontext(), _Repeatedly(lambda: scratch_buffers(self.model))
 
         return checkpoint(run, *given.values(), use_reentrant=False, context_fn=contexts)
+
+
+class _Repeatedly(AbstractContextManager[None]):
+    """A context made anew whenever it is entered: a graph may be gone through, and recomputed, more than once."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make = make
+
+    def __enter__(self) -> None:
+        self.context = self.make()
+        self.context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.context.__exit__(*error)
 
 
 def _only(enter: Enter | None, part: int) -> Callable[[int], None] | None:

@@ -48,6 +48,7 @@ class AugLocal(PartwiseMethod):
     [3, 3, 2, 2, 1]
     """
 
+    name: ClassVar[str] = "auglocal"
     family: ClassVar[Family] = Family.PROXY
     locality: ClassVar[Locality] = Locality(Reach.STRICT)
     references: ClassVar[tuple[Reference, ...]] = (

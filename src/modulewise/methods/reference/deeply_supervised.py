@@ -22,7 +22,7 @@ class _Supervised(Objective):
     def __init__(self, site: Site, inner: Objective) -> None:
         super().__init__()
         self.inner = inner
-        self.rule = inner.rule
+        self.rule, self.taps = inner.rule, inner.taps
         self._last = site.last
         self.waits = not site.last
         self.reads_input_gradient = site.part > 0
@@ -79,17 +79,12 @@ class DeeplySupervised(PartwiseMethod):
         ),
     )
 
-    @property
-    def name(self) -> str:
-        """The control's name, with the method it controls."""
-        return f"{type(self).__name__}({getattr(self.method, 'name', type(self.method).__name__)})"
-
     def objective(self, site: Site) -> Objective:
         """The method's objective at this site, fed the gradient of the later losses as well."""
         inner = self.method.objective(site)
-        if inner.waits or inner.hears:
+        if inner.waits or inner.hears or inner.overlaps or inner.reads_input_gradient or self.method.makes_views:
             raise MethodError(
-                f"{self.name}: part {site.part} of {type(self.method).__name__} learns from messages; "
-                "give a method whose parts learn from a loss alone"
+                f"DeeplySupervised: part {site.part} of {type(self.method).__name__} learns from messages or views of "
+                "its own; give a method whose parts learn from a loss alone"
             )
         return _Supervised(site, inner)
