@@ -64,14 +64,14 @@ def fake_peak(subject: Any, shape: tuple[int, ...]) -> MemoryReport:
         return real_peak(subject, x, y)
 
 
-def real_peak(subject: Any, x: Tensor, y: Tensor) -> MemoryReport:
-    """The peak of one step of a `Trainer` or a `PlainLoop`."""
+def real_peak(subject: Any, x: Tensor, y: Tensor, *, views: int = 1) -> MemoryReport:
+    """The peak of one step of a `Trainer` (with so many views of every sample in x) or a `PlainLoop`."""
     if isinstance(subject, PlainLoop):
         return measure_step(
             lambda: subject.step(x, y), model=subject.model, optimizers=[subject.optimizer], inputs=[x, y]
         )
     return measure_step(
-        lambda: subject.step(x, y),
+        lambda: subject.step(x, y, views=views),
         model=subject.partition.model,
         heads=subject.objectives,
         optimizers=list(subject.updater.optimizers.values()),

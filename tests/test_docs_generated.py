@@ -29,6 +29,7 @@ def tool(name: str) -> ModuleType:
 
 
 TABLES = tool("tables")
+CARDS = tool("cards")
 
 
 def benchmark(**changes) -> dict:
@@ -61,7 +62,7 @@ def test_tables_are_the_generated_ones(path: Path) -> None:
 def test_the_readme_has_every_table() -> None:
     """Methods, results, memory and speed; every method of the library is in the first."""
     text = (ROOT / "README.md").read_text()
-    assert sorted(BEGIN.findall(text)) == sorted(TABLES.tables())
+    assert sorted(BEGIN.findall(text)) == sorted(set(TABLES.tables()) - {"recipes"})  # docs/recipes.md has these
     listed = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert len(listed) == len(modulewise.methods.__all__)
 
@@ -77,6 +78,16 @@ def test_an_old_table_is_noticed() -> None:
     assert "| `backprop` |" in made
     assert made.startswith("before\n<!-- methods:begin -->\n")
     assert made.endswith("\n<!-- methods:end -->\nafter\n<!-- own:begin -->\n<!-- own:end -->\n")
+
+
+def test_cards_are_those_of_the_docstrings() -> None:
+    """`python tools/cards.py` would change nothing, and every method has a card on one page."""
+    made = CARDS.pages()
+    assert {path.name: path.read_text() for path in made if path.is_file()} == {
+        path.name: text for path, text in made.items()
+    }, "run python tools/cards.py"
+    headings = re.findall(r"^## (\w+)$", "\n".join(made.values()), re.MULTILINE)
+    assert sorted(headings) == sorted(modulewise.methods.__all__)
 
 
 def test_what_has_not_run_is_said(tmp_path: Path) -> None:

@@ -11,13 +11,6 @@ from modulewise import losses
 from modulewise.errors import DataError, MethodError
 
 KERNELS = [losses.TANH, losses.SIGMOID, losses.RELU, losses.gaussian(1.5)]
-OBJECTIVES = [
-    losses.raw,
-    losses.nmse,
-    losses.alignment,
-    losses.upper_triangle_alignment,
-    losses.contrastive,
-]
 Y = torch.tensor([0, 1, 0, 2, 1])
 seeds = settings(max_examples=20, deadline=None, database=None)
 
@@ -90,31 +83,6 @@ def literal_gram(h, kernel):
     active = [[sigma(v) for v in row] for row in rows]
     unit = [[v / dot(row, row) ** 0.5 for v in row] for row in active]
     return matrix([[dot(u, v) for v in unit] for u in unit])
-
-
-def literal_objective(objective, gram, y, minimum, maximum):
-    """A double loop over pairs, by the formula of each objective."""
-    n = len(y)
-    same = positive = everything = cross = left = right = square = 0.0
-    for i in range(n):
-        for j in range(n):
-            ideal = maximum if y[i] == y[j] else minimum
-            square = square + (gram[i, j] - ideal) ** 2
-            if i == j or (objective is losses.upper_triangle_alignment and j < i):
-                continue
-            same = same + (gram[i, j] if y[i] == y[j] else -gram[i, j])
-            positive = positive + (torch.exp(gram[i, j]) if y[i] == y[j] else 0)
-            everything = everything + torch.exp(gram[i, j])
-            cross = cross + gram[i, j] * ideal
-            left = left + gram[i, j] ** 2
-            right = right + ideal**2
-    if objective is losses.raw:
-        return same / (n * (n - 1))
-    if objective is losses.nmse:
-        return -square / n**2
-    if objective is losses.contrastive:
-        return positive / everything
-    return cross / (left**0.5 * right**0.5)
 
 
 def test_classification_of_samples_equals_a_loop():
@@ -226,38 +194,9 @@ def test_gram_stays_in_the_range_of_the_kernel(kernel):
     assert gram.max() <= kernel.maximum + 1e-12
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.__name__)
-def test_objective_equals_a_double_loop(objective, kernel):
-    def actual(h):
-        return objective(kernel.gram(h), Y, minimum=kernel.minimum, maximum=kernel.maximum)
-
-    def literal(h):
-        return literal_objective(objective, literal_gram(h, kernel), Y, kernel.minimum, kernel.maximum)
-
-    assert_same_value_and_gradient(actual, literal, draw(5, 4, seed=3))
-
-
-def test_ideal_gram_is_the_maximum_of_every_objective_over_grams_in_range():
-    """No Gram matrix drawn from the kernel's range beats G*."""
-    extremes = {"minimum": 0.0, "maximum": 1.0}
-    ideal = losses.ideal_gram(Y, **extremes, dtype=torch.float64)
-    for objective in OBJECTIVES:
-        best = objective(ideal, Y, **extremes)
-        for seed in range(20):
-            other = draw(5, 5, seed=seed).sigmoid()
-            assert objective((other + other.T) / 2, Y, **extremes) < best
-
-
-def test_alignment_of_perfect_clusters_is_one_and_nmse_zero():
-    ideal = losses.ideal_gram(Y, minimum=-1.0, maximum=1.0, dtype=torch.float64)
-    assert math.isclose(losses.alignment(ideal, Y, minimum=-1.0, maximum=1.0), 1.0, rel_tol=1e-12)
-    assert losses.nmse(ideal, Y, minimum=-1.0, maximum=1.0) == 0
-
-
 @seeds
-@given(st.integers(0, 10**6), st.permutations(range(5)), st.sampled_from(KERNELS))
-def test_losses_do_not_see_the_order_of_the_batch(seed, order, kernel):
+@given(st.integers(0, 10**6), st.permutations(range(5)))
+def test_losses_do_not_see_the_order_of_the_batch(seed, order):
     h, order = draw(5, 4, seed=seed), list(order)
     target = losses.one_hot_similarity(Y, classes=3, dtype=torch.float64)
     permuted = losses.one_hot_similarity(Y[order], classes=3, dtype=torch.float64)
@@ -266,20 +205,8 @@ def test_losses_do_not_see_the_order_of_the_batch(seed, order, kernel):
         (losses.similarity_matching(h, target), losses.similarity_matching(h[order], permuted)),
         (losses.sum_squared_error(h, 2 * h.sin()), losses.sum_squared_error(h[order], 2 * h[order].sin())),
     ]
-    extremes = {"minimum": kernel.minimum, "maximum": kernel.maximum}
-    for objective in OBJECTIVES:
-        values = [objective(kernel.gram(h[o]), Y[o], **extremes) for o in (list(range(5)), order)]
-        pairs.append(tuple(values))
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-
-
-@seeds
-@given(st.integers(0, 10**6), st.floats(0.01, 100))
-def test_alignment_does_not_see_the_scale_of_the_gram(seed, scale):
-    gram = losses.TANH.gram(draw(5, 4, seed=seed))
-    a, b = (losses.alignment(g, Y, minimum=-1.0, maximum=1.0) for g in (gram, scale * gram))
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 @seeds
@@ -296,40 +223,6 @@ def test_gaussian_kernel_and_squared_error_do_not_see_rigid_motions(seed):
         rtol=1e-9,
         atol=1e-10,
     )
-
-
-def test_upper_triangle_ignores_the_lower_one_and_agrees_on_symmetric_grams():
-    extremes = {"minimum": -1.0, "maximum": 1.0}
-    gram = losses.TANH.gram(draw(5, 4))
-    torch.testing.assert_close(
-        losses.upper_triangle_alignment(gram, Y, **extremes), losses.alignment(gram, Y, **extremes)
-    )
-    assert torch.equal(
-        losses.upper_triangle_alignment(gram.triu(1), Y, **extremes),
-        losses.upper_triangle_alignment(gram, Y, **extremes),
-    )
-
-
-def test_alignment_without_a_pair_to_reach_is_zero_with_zero_gradient():
-    """All labels different and a kernel with minimum 0: G* vanishes off the diagonal."""
-    h = torch.randn(3, 4, requires_grad=True)
-    value = losses.alignment(losses.RELU.gram(h), torch.arange(3), minimum=0.0, maximum=1.0)
-    value.backward()
-    assert value == 0
-    assert torch.equal(h.grad, torch.zeros_like(h))
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.__name__)
-def test_one_class_in_a_batch_is_refused(objective):
-    with pytest.raises(MethodError, match="one class"):
-        objective(torch.ones(3, 3), torch.ones(3, dtype=torch.long), minimum=0.0, maximum=1.0)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.__name__)
-def test_labels_off_the_cpu_are_not_read(objective):
-    """Meta tensors have no values: reading one, as a check on a GPU would, raises."""
-    gram, y = torch.ones(3, 3, device="meta"), torch.ones(3, dtype=torch.long, device="meta")
-    assert objective(gram, y, minimum=0.0, maximum=1.0).shape == ()
 
 
 def test_labels_per_position_are_refused_by_pairwise_losses():

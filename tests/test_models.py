@@ -11,11 +11,20 @@ from modulewise import models
 from modulewise.errors import ModulewiseError
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
-SMALL = {"vgg8b": {"multiplier": 0.0625}, "vgg11b": {"multiplier": 0.0625}, "resnet110": {"width": 2}}
+SMALL = {
+    "greedy-cnn": {"width": 4},
+    "vgg8b": {"multiplier": 0.0625},
+    "vgg11b": {"multiplier": 0.0625},
+    "resnet110": {"width": 2},
+}
+
+
+def function(name):
+    return getattr(models, name.replace("-", "_"))
 
 
 def small(name, shape, classes):
-    return getattr(models, name)(shape, classes, **SMALL.get(name, {}))
+    return function(name)(shape, classes, **SMALL.get(name, {}))
 
 
 def count(model):
@@ -49,7 +58,7 @@ def test_no_two_places_share_a_module(name):
     assert len(every) == len(set(every))
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [name for name in models.names() if name != "gln"])  # its layers read x as well
 def test_the_chain_of_children_is_the_model(name):
     model = small(name, (1, 8, 8), 10).eval()
     x = h = torch.rand(2, 1, 8, 8)
@@ -165,7 +174,7 @@ def test_cnn_weight_shapes():
 @pytest.mark.parametrize("name", models.names())
 def test_build_makes_the_built_in_model(name):
     with torch.device("meta"):
-        built, direct = models.build(name, shape=(1, 8, 8), classes=3), getattr(models, name)((1, 8, 8), 3)
+        built, direct = models.build(name, shape=(1, 8, 8), classes=3), function(name)((1, 8, 8), 3)
     assert str(built) == str(direct)
 
 

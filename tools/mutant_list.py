@@ -82,7 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         "all heads draw from one seed",
-        "trainer.py",
+        "engine/binding.py",
         'set_generators(seed_of(seed, "heads", part.index))',
         'set_generators(seed_of(seed, "heads"))',
         (DEFECTS + "test_heads_of_equal_shape_start_apart",),
@@ -104,8 +104,8 @@ MUTANTS = (
     Mutant(
         "recomputing inside a part updates statistics",
         "partition/pieces.py",
-        "return nullcontext(), scratch_buffers(self.model)",
-        "return nullcontext(), nullcontext()",
+        "_Repeatedly(lambda: scratch_buffers(self.model))",
+        "nullcontext()",
         (ENGINE + "test_recompute.py::test_statistics_are_updated_once_a_step",),
     ),
     Mutant(
@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         "slices of another size weigh the same",
         "engine/batches.py",
-        "decay=self.sizes[i - 1] / self.sizes[i] if i else 1.0,",
-        "decay=1.0,",
+        "rows=self.sizes[i],",
+        "rows=1,",
         (DEFECTS + "test_uneven_slices_accumulate_to_the_batch",),
     ),
     Mutant(
@@ -239,9 +239,9 @@ MUTANTS = (
     ),
     Mutant(
         "the weights of the two local errors are swapped",
-        "methods/proxy/predsim.py",
-        "terms.append((1 - self.beta) * self.criterion(",
-        "terms.append(self.beta * self.criterion(",
+        "methods/proxy/predsim_objective.py",
+        "terms.append((1 - self.beta) * self.targets.prediction(",
+        "terms.append(self.beta * self.targets.prediction(",
         (METHODS + "test_proxy_objectives.py::test_predsim_equals_the_literal_formula",),
     ),
     Mutant(

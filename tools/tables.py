@@ -3,8 +3,8 @@
     python tools/tables.py            write them
     python tools/tables.py --check    say which pages are out of date, and end with 1 if any is
 
-`methods` comes from the classes in `modulewise.methods`, `results` from results/*.jsonl, `memory` and `speed` from
-results/bench-*.jsonl.
+`methods` comes from the classes in `modulewise.methods` with figures from results/recipes.jsonl, `recipes` from that
+file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from modulewise import registry
+from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
 from modulewise.compare.summary import bytes_text, markdown, seconds_text
+from modulewise.recipes.summary import rows_table
 
-__all__ = ["benchmark_table", "pages", "rendered", "results_table", "tables"]
+__all__ = ["benchmark_table", "methods_table", "pages", "recipes_table", "rendered", "results_table", "tables"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -29,6 +30,8 @@ BYTES = ("peak", "bytes")
 SECTION = re.compile(r"(<!-- (?P<name>\w+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
 HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
+RECIPES = "recipes.jsonl"
+RECIPE_HEADINGS = ("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs")
 
 
 def pages() -> list[Path]:
@@ -49,12 +52,33 @@ def results_table(folder: Path) -> str:
     """One table a file of runs that `modulewise compare` wrote; what they were made with stands above it."""
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name.startswith("bench-"):
+        if path.name.startswith("bench-") or path.name == RECIPES:
             continue
         results = [Result.from_json(row) for row in _rows(path)]
         if results:
             found.append(f"{_caption(results, path.name)}\n\n{markdown(summarise(results))}")
     return "\n\n".join(found) or _table(("method@schedule", "accuracy", "peak memory"), [(NOT_RUN, "", "")])
+
+
+def _recipes(folder: Path) -> tuple[list[recipes.Recipe], list[recipes.Record]]:
+    return [recipes.load(name) for name in recipes.names()], recipes.Book(folder / RECIPES).records()
+
+
+def methods_table(folder: Path) -> str:
+    """Every method with the published and the reproduced figure of its best-known recipe; E2EBP's in parentheses."""
+    known, records = _recipes(folder)
+    figures = {name: recipes.method_columns(name, known, records) for name in registry.known()}
+    return registry.markdown(
+        {
+            "published (E2EBP)": {name: published for name, (published, _) in figures.items()},
+            "reproduced (E2EBP)": {name: reached for name, (_, reached) in figures.items()},
+        }
+    )
+
+
+def recipes_table(folder: Path) -> str:
+    """Every row of every recipe; quick runs say so, and what has not run says so."""
+    return _table(RECIPE_HEADINGS, rows_table(*_recipes(folder)))
 
 
 def _caption(results: Sequence[Result], name: str) -> str:
@@ -109,7 +133,8 @@ def _cells(row: dict[str, Any], text: Callable[[float], str]) -> tuple[str, ...]
 def tables() -> dict[str, Callable[[], str]]:
     """What stands between the markers of each name."""
     return {
-        "methods": registry.markdown,
+        "methods": lambda: methods_table(RESULTS),
+        "recipes": lambda: recipes_table(RESULTS),
         "results": lambda: results_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),

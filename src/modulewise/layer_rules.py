@@ -17,7 +17,7 @@ from .errors import CheckpointError, MethodError
 from .objective import LayerRule
 from .seeding import seed_of
 
-__all__ = ["ConvolutionGeometry", "Feedback", "FeedbackWeights", "RuleReport", "error_below"]
+__all__ = ["ConvolutionGeometry", "Feedback", "FeedbackWeights", "RuleReport", "error_below", "feedback_linear"]
 
 Feedback = Callable[[str, nn.Module], Tensor]
 """feedback(name, module) -> the weight that carries errors back, of the shape of module.weight."""
@@ -99,6 +99,24 @@ class _PassBack(torch.autograd.Function):
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight = ctx.saved_tensors
         return error, error_below(error, x, weight, ctx.geometry), None, None
+
+
+def feedback_linear(x: Tensor, weight: Tensor, bias: Tensor | None, feedback: Tensor) -> Tensor:
+    """A linear layer, x W^T + b, whose error passes back to x by B; W and b get the chain rule's gradients.
+
+    Args:
+        x: (..., inputs).
+        weight: W (outputs, inputs).
+        bias: b (outputs,), or None.
+        feedback: B (outputs, inputs).
+
+    >>> x = torch.ones(1, 2, requires_grad=True)
+    >>> feedback_linear(x, torch.zeros(1, 2), None, torch.tensor([[3.0, 4.0]])).backward()
+    >>> x.grad
+    tensor([[3., 4.]])
+    """
+    passed: Tensor = _PassBack.apply(F.linear(x.detach(), weight, bias), x, feedback, None)
+    return passed
 
 
 def _padding(module: nn.Module) -> list[tuple[int, int]]:

@@ -104,6 +104,7 @@ class Site:
         loss: the task loss, minimised by the last part.
         blocks: the later modules, in order of call (made on demand).
         modules: the outermost modules that this part calls, by name (made on demand).
+        x: an example of the model's input (N, ...), for its structure and shapes alone.
     """
 
     part: int
@@ -113,6 +114,7 @@ class Site:
     loss: Loss
     blocks: Callable[[], tuple[Block, ...]] = tuple
     modules: Callable[[], Sequence[tuple[str, nn.Module]]] = tuple
+    x: Any = None
 
     @property
     def last(self) -> bool:

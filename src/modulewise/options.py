@@ -14,7 +14,9 @@ from .method import Method
 
 __all__ = ["FROM_DATA", "settable", "value_of"]
 
-FROM_DATA = ("classes", "outputs")
+FROM_DATA = ("classes", "outputs", "normalize")
+"""Fields that the data decides: number of classes, of outputs, and how images were normalised."""
+
 _WORDS: Mapping[Any, Mapping[str, Any]] = MappingProxyType(
     {
         heads.HeadFactory: {
@@ -22,15 +24,11 @@ _WORDS: Mapping[Any, Mapping[str, Any]] = MappingProxyType(
             "linear": heads.linear,
             "mlp": heads.mlp,
             "mlp-sr": heads.mlp_sr,
+            "projection": heads.projection,
         },
-        losses.Kernel: {"tanh": losses.TANH, "sigmoid": losses.SIGMOID, "relu": losses.RELU},
-        losses.PairwiseObjective: {
-            "alignment": losses.alignment,
-            "contrastive": losses.contrastive,
-            "nmse": losses.nmse,
-            "raw": losses.raw,
-            "upper-triangle-alignment": losses.upper_triangle_alignment,
-        },
+        losses.DependenceMeasure: losses.DEPENDENCE_MEASURES,
+        losses.Kernel: losses.KERNELS,
+        losses.PairwiseObjective: losses.PAIRWISE_OBJECTIVES,
     }
 )
 

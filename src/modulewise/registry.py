@@ -6,10 +6,14 @@ Names and the table of methods are made from the classes in `modulewise.methods`
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+import torch
+
 from . import losses, methods, schedules
+from .data import Normalize
 from .errors import MethodError, suggest
 from .method import Family, Locality, Method, PartwiseMethod, Reach, SolverMethod
 from .objective import Role, Site
@@ -118,12 +122,13 @@ def _option(method: str, piece: str) -> tuple[str, str]:
     return key, value
 
 
-def build(name: MethodName, *, classes: int) -> Method:
+def build(name: MethodName, *, classes: int, normalize: Normalize | None = None) -> Method:
     """Make a method.
 
     Args:
         name: what `parse` returned.
         classes: number of classes of the data, >= 1.
+        normalize: how images are normalised before they are fed, for a method that undoes it; None for not at all.
 
     Raises:
         MethodError: a value is out of range, or the method needs another one in parentheses.
@@ -133,11 +138,12 @@ def build(name: MethodName, *, classes: int) -> Method:
     """
     hints = get_type_hints(name.type)
     values: dict[str, Any] = {key: value_of(name.name, key, text, hints[key]) for key, text in name.options}
-    values |= {key: classes for key in FROM_DATA if key in hints}
+    of_data = {"classes": classes, "outputs": classes, "normalize": normalize}
+    values |= {key: of_data[key] for key in FROM_DATA if key in hints}
     if name.wraps:
         if name.inner is None:
             raise MethodError(f"{name.name} needs another method, expected e.g. {name.name}(dgl)")
-        values["method"] = build(name.inner, classes=classes)
+        values["method"] = build(name.inner, classes=classes, normalize=normalize)
     return name.type(**values)
 
 
@@ -172,10 +178,12 @@ def has_heads(method: Method) -> bool:
     """Whether a method gives a part a loss of its own on a trained head, and nothing else."""
     if not isinstance(method, PartwiseMethod):
         return False
-    site = Site(0, 2, None, Boundary("cut", (2, 8, 4, 4)), loss=losses.classification)
+    boundary, x = Boundary("cut", (2, 8, 4, 4)), torch.empty(2, 3, 8, 8)
+    site = Site(1, 3, boundary, boundary, losses.classification, x=x)
     with preserved_generators():
         objective = method.objective(site)
-    alone = not (objective.waits or objective.hears or objective.reads_input_gradient)
+    talks = objective.waits or objective.hears or objective.overlaps or objective.reads_input_gradient
+    alone = not (talks or method.makes_views)
     return alone and objective.role is Role.HEAD and next(objective.parameters(), None) is not None
 
 
@@ -230,10 +238,17 @@ def _entry(name: str, cls: type[Method]) -> Entry:
     )
 
 
-def markdown() -> str:
-    """The table of methods for a README."""
-    lines = ["| method | family | class | locality | year | paper |", "|---|---|---|---|---|---|"]
+def markdown(more: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """The table of methods for a README.
+
+    Args:
+        more: columns to add before the last, by heading: a cell for every method's name.
+    """
+    columns = more or {}
+    headings = ("method", "family", "class", "locality", "year", *columns, "paper")
+    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
     for entry in table():
         cells = (f"`{entry.name}`", entry.family, entry.modularity, entry.locality, entry.year)
-        lines.append(f"| {' | '.join(cells)} | [{entry.paper}]({entry.link}) |")
+        added = (column[entry.name] for column in columns.values())
+        lines.append(f"| {' | '.join((*cells, *added))} | [{entry.paper}]({entry.link}) |")
     return "\n".join(lines)

@@ -253,4 +253,5 @@ def test_an_overlapping_loss_of_an_inner_objective_keeps_its_report():
     inner = TaskLoss(F.cross_entropy)
     h, y = torch.randn(4, CLASSES), torch.arange(4)
     context = mw.Context(h_in=None, h_out=h, x=None, y=y, views=1, part=0, step=0)
-    assert torch.equal(Overlapping(inner, part=0)(context).loss, F.cross_entropy(h, y))
+    site = mw.Site(0, 2, None, None, F.cross_entropy)
+    assert torch.equal(Overlapping(inner, site=site)(context).loss, F.cross_entropy(h, y))

@@ -178,32 +178,6 @@ def test_kernel_proxy_descends_minus_the_objective(kernel, maximise):
     assert torch.equal(objective(context(h)).loss, -value)
 
 
-@pytest.mark.parametrize("boundary", [IMAGE, IMAGE_LAST], ids=lambda b: b.name)
-def test_kernel_proxy_pools_positions_where_asked(boundary):
-    h = torch.randn(boundary.shape)
-    pooled = F.avg_pool2d(boundary.channels_first(h), 4)
-    alignment = losses.alignment(losses.TANH.gram(pooled), Y, minimum=-1.0, maximum=1.0)
-    assert torch.equal(KernelProxy(kernel=losses.TANH, pool=2).objective(site(boundary))(context(h)).loss, -alignment)
-
-
-def test_kernel_proxy_separates_two_classes_by_descent():
-    h = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    y = torch.tensor([0, 1, 0, 1])
-    objective = KernelProxy().objective(site(VECTOR))
-    optimizer = torch.optim.SGD([h], lr=5.0)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss = objective(context(h, y)).loss
-        loss.backward()
-        optimizer.step()
-    assert loss < -0.99
-
-
-def test_kernel_proxy_refuses_a_batch_of_one_class():
-    with pytest.raises(MethodError, match="one class"):
-        KernelProxy().objective(site(VECTOR))(context(torch.randn(4, 6), torch.zeros(4, dtype=torch.long)))
-
-
 def test_auglocal_depth_falls_linearly_from_first_part_to_last_but_one():
     depths = [AugLocal(10, depth=5).depth_at(part, parts=6) for part in range(5)]
     assert depths == [5, 4, 3, 2, 1]

@@ -1,4 +1,4 @@
-"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `report`."""
+"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `report`, `recipe`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from ..errors import ModulewiseError
 from .comparing import compare, show
 from .looking import methods, parts
+from .recipes import app as recipe_app
 from .training import train
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ app.command()(train)
 app.command()(parts)
 app.command()(methods)
 app.command(name="report")(show)
+app.add_typer(recipe_app)
 
 
 @app.callback(invoke_without_command=True)

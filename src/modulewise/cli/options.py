@@ -20,9 +20,12 @@ __all__ = [
     "CutPoints",
     "Cuts",
     "Data",
+    "Decay",
     "Device",
     "Epochs",
+    "LastLearningRate",
     "LearningRate",
+    "Milestones",
     "Model",
     "Momentum",
     "Normalize",
@@ -32,12 +35,14 @@ __all__ = [
     "Recompute",
     "ScheduleLr",
     "TensorBoardFolder",
+    "TestLimit",
     "Threads",
     "TrainLimit",
     "WeightDecay",
     "cut_points",
     "default_device",
     "listed",
+    "milestones",
     "numbers",
     "words",
 ]
@@ -67,15 +72,19 @@ Cuts = Annotated[str | None, typer.Option(help="module names to cut at, comma-se
 Epochs = Annotated[int, typer.Option(help="passes over the data per part")]
 BatchSize = Annotated[int, typer.Option(help="samples a step")]
 Optimizer = Annotated[Descent, typer.Option(help="for parts and heads")]
-LearningRate = Annotated[float | None, typer.Option(help="learning rate; 0.05 for sgd and 0.001 for adam if left out")]
+LearningRate = Annotated[float | None, typer.Option(help="learning rate; 0.05 for sgd, else 0.001, if left out")]
+LastLearningRate = Annotated[float | None, typer.Option("--last-lr", help="of the last part; --lr if left out")]
 Momentum = Annotated[float, typer.Option(help="of sgd")]
 WeightDecay = Annotated[float, typer.Option(help="of parts and heads")]
 ScheduleLr = Annotated[RateSchedule, typer.Option(help="of the learning rate, over the epochs of a part")]
+Milestones = Annotated[str, typer.Option(help="for steps: epochs after which --decay applies, as in 10,15")]
+Decay = Annotated[float, typer.Option(help="for steps: the factor on the learning rate")]
 Augment = Annotated[str, typer.Option(help="crop, flip, jitter, cutout, comma-separated, each also as NAME:NUMBER")]
 Normalize = Annotated[bool, typer.Option(help="by mean and standard deviation of the training data")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; cuda where there is one if left out")]
 PrecisionOption = Annotated[Precision, typer.Option(help="of the forward")]
 TrainLimit = Annotated[int | None, typer.Option(help="use so many training samples")]
+TestLimit = Annotated[int | None, typer.Option(help="score so many test samples")]
 BalanceOption = Annotated[Balancing, typer.Option("--balance", help="what automatic cuts make even")]
 Recompute = Annotated[bool, typer.Option("--recompute", help="save memory inside a part by computing it again")]
 Threads = Annotated[int | None, typer.Option(help="of torch on the CPU")]
@@ -116,6 +125,11 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
     (2, 4)
     """
     return listed(option, text, int, "whole numbers separated by commas, such as 2 or 2,4")
+
+
+def milestones(text: str) -> tuple[int, ...]:
+    """What `--milestones` comes to; none where it is empty."""
+    return numbers("--milestones", text) if text.strip() else ()
 
 
 @dataclass(frozen=True)

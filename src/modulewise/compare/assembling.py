@@ -14,6 +14,7 @@ from .. import balance, data, losses, models, registry
 from ..balance import Balance
 from ..data import Dataset, Loader, Normalize, Split
 from ..errors import DataError, MethodError, ModulewiseError
+from ..objective import Role
 from ..partition import Partition
 from ..seeding import preserved_generators, seed_of, set_generators
 from ..trainer import Trainer
@@ -57,7 +58,7 @@ class Material:
         train: what runs train on.
         fitted: part of `train` that linear probes are fitted on; None without probes.
         held: training samples that no run trains on, for the probes' accuracy; None without probes.
-        test: looked at once a run, at its end.
+        test: looked at once a run, at its end; a part of the test split where the experiment limits it.
         normalize: statistics of the training split.
     """
 
@@ -85,9 +86,16 @@ def _material(experiment: Experiment) -> Material:
         train=train.to(device),
         fitted=_pick(train, torch.arange(len(train))[:: max(1, len(train) // _PROBED)][:_PROBED]) if held else None,
         held=_pick(dataset.train, probed) if held else None,
-        test=dataset.test.to(device),
+        test=_limited(dataset.test, experiment.test_limit).to(device),
         normalize=data.normalization(train) if experiment.normalize else None,
     )
+
+
+def _limited(split: Split, limit: int | None) -> Split:
+    if limit is None or limit >= len(split):
+        return split
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return _pick(split, order[:limit].sort().values)
 
 
 def _pick(split: Split, indices: Tensor) -> Split:
@@ -122,6 +130,11 @@ class Workshop:
                 self.trainer(row, seed=0)
             except MethodError as error:
                 raise MethodError(f"{row.method}: {error}") from error
+            if row.views > 1 and self.augment is None:
+                raise ModulewiseError(
+                    f"{row.method} compares {row.views} views of every sample, which are all the same without "
+                    "augmentation; add one such as --augment crop,flip"
+                )
             if row.solves and self.augment is not None:
                 raise ModulewiseError(
                     f"{row.method} keeps variables for every sample, which augmentation changes; leave --augment out"
@@ -136,7 +149,7 @@ class Workshop:
 
     def partition(self, model: nn.Module, parts: int) -> Partition:
         """The model in parts; automatic cuts are chosen once, so that all methods have the same."""
-        example, _ = self.batch(self.experiment.batch_size)
+        example, _ = self.batch(self.experiment.batch_size)  # one view: cuts and shapes do not depend on how many
         cuts = self.experiment.cuts or self._cuts.get(parts)
         if cuts is not None:
             return Partition(model, cuts=list(cuts), example=example)
@@ -148,12 +161,13 @@ class Workshop:
         """A fresh model with a fresh trainer, at the experiment's learning rate or at another."""
         experiment = self.experiment
         partition = self.partition(self.model(seed), row.parts)
-        method = registry.build(row.method, classes=self.material.dataset.classes)
+        material = self.material
+        method = registry.build(row.method, classes=material.dataset.classes, normalize=material.normalize)
         return Trainer(
             partition,
             method,
             loss=losses.classification,
-            optimizer=None if row.solves else _optimizer(experiment, experiment.rate if rate is None else rate),
+            optimizer=None if row.solves else _optimizer(experiment, rate, last=len(partition) - 1),
             scheduler=_scheduler(experiment),
             precision=experiment.precision,
             recompute=experiment.recompute,
@@ -172,6 +186,7 @@ class Workshop:
             augment=self.augment,
             normalize=self.material.normalize,
             device=self.device,
+            views=row.views,
         )
 
     def batch_size(self, row: Configuration) -> int:
@@ -179,9 +194,27 @@ class Workshop:
         samples = len(self.material.train)
         return samples if row.solves else min(self.experiment.batch_size, samples)
 
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """The first training samples, as they are fed, not augmented."""
-        x, y = next(iter(self.plain(_pick(self.material.train, torch.arange(min(size, len(self.material.train)))))))
+    def batch(self, size: int, *, views: int = 1) -> tuple[Tensor, Tensor]:
+        """The first training samples, as they are fed: not augmented, or in several augmented views.
+
+        Args:
+            size: how many samples, or all where there are fewer.
+            views: of every sample, stacked along the batch; x is (views size, ...) and y (size, ...).
+        """
+        taken = _pick(self.material.train, torch.arange(min(size, len(self.material.train))))
+        if views == 1:
+            x, y = next(iter(self.plain(taken)))
+            return x, y
+        loader = Loader(
+            taken,
+            batch_size=len(taken),
+            shuffle=False,
+            augment=self.augment,
+            normalize=self.material.normalize,
+            device=self.device,
+            views=views,
+        )
+        x, y = next(iter(loader))
         return x, y
 
     def plain(self, split: Split) -> Loader:
@@ -190,11 +223,20 @@ class Workshop:
         return Loader(split, batch_size=size, shuffle=False, normalize=self.material.normalize, device=self.device)
 
 
-def _optimizer(experiment: Experiment, rate: float) -> Callable[[Any], Optimizer]:
-    def make(parameters: Any) -> Optimizer:
-        if experiment.optimizer is Descent.ADAM:
-            return torch.optim.Adam(parameters, lr=rate, weight_decay=experiment.weight_decay)
-        return torch.optim.SGD(parameters, lr=rate, momentum=experiment.momentum, weight_decay=experiment.weight_decay)
+_OPTIMIZERS: dict[Descent, Callable[..., Optimizer]] = {
+    Descent.ADAM: torch.optim.Adam,
+    Descent.ADAMW: torch.optim.AdamW,
+    Descent.RMSPROP: torch.optim.RMSprop,
+}
+
+
+def _optimizer(experiment: Experiment, rate: float | None, *, last: int) -> Callable[..., Optimizer]:
+    def make(parameters: Any, *, part: int, role: Role) -> Optimizer:
+        own = experiment.last_lr if part == last and experiment.last_lr is not None else experiment.rate
+        lr, decay = own if rate is None else rate, experiment.weight_decay
+        if experiment.optimizer is Descent.SGD:
+            return torch.optim.SGD(parameters, lr=lr, momentum=experiment.momentum, weight_decay=decay)
+        return _OPTIMIZERS[experiment.optimizer](parameters, lr=lr, weight_decay=decay)
 
     return make
 
@@ -202,4 +244,8 @@ def _optimizer(experiment: Experiment, rate: float) -> Callable[[Any], Optimizer
 def _scheduler(experiment: Experiment) -> Callable[[Optimizer], Any] | None:
     if experiment.schedule_lr is RateSchedule.CONSTANT:
         return None
+    if experiment.schedule_lr is RateSchedule.STEPS:
+        return lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(
+            optimizer, milestones=list(experiment.milestones), gamma=experiment.decay
+        )
     return lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=experiment.epochs)

@@ -35,6 +35,8 @@ class Descent(StrEnum):
 
     SGD = "sgd"
     ADAM = "adam"
+    ADAMW = "adamw"
+    RMSPROP = "rmsprop"
 
 
 class Balancing(StrEnum):
@@ -51,9 +53,10 @@ class RateSchedule(StrEnum):
 
     COSINE = "cosine"
     CONSTANT = "constant"
+    STEPS = "steps"
 
 
-_RATES = {Descent.SGD: 0.05, Descent.ADAM: 0.001}
+_RATES = {Descent.SGD: 0.05, Descent.ADAM: 0.001, Descent.ADAMW: 0.001, Descent.RMSPROP: 0.001}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +73,21 @@ class Experiment:
         seeds: of initial weights, order of samples, and draws; one run each.
         epochs: passes per part, >= 1 (sweeps of a method with its own update).
         batch_size: samples a step, >= 1; a smaller last batch is left out of training.
-        optimizer: SGD or Adam, for parts and heads.
-        lr: learning rate, > 0; None for 0.05 (SGD) or 0.001 (Adam).
+        optimizer: SGD, Adam, AdamW (decoupled weight decay) or RMSprop, for parts and heads.
+        lr: learning rate, > 0; None for 0.05 (SGD) or 0.001 (the others).
+        last_lr: that of the last part, > 0; None for that of all.
         momentum: of SGD, in [0, 1).
         weight_decay: >= 0.
-        schedule_lr: cosine to zero over the epochs, or constant.
+        schedule_lr: cosine to zero over the epochs, constant, or in steps.
+        milestones: for steps, after which epochs of a part the learning rate is multiplied by `decay`, increasing, from
+            1 to epochs - 1.
+        decay: the factor of a step, in (0, 1).
         augment: `crop`, `flip`, `jitter`, `cutout`, each also as `NAME:NUMBER` (padding, probability, strength, size).
         normalize: subtract mean and divide by standard deviation of the training data, per channel.
         precision: of the forward, torch.float32, torch.bfloat16 or torch.float16.
         device: 'cpu', 'cuda' or 'cuda:N'.
         train_limit: use so many training samples, drawn at random; None for all.
+        test_limit: score so many test samples, drawn at random; None for all, as every reported figure should.
         balance: what automatic cuts make even: a part's peak memory, time or parameters.
         recompute: keep less inside a part and compute it again in its backward.
         probe: hold some training samples out, and probe every part on them linearly after every epoch.
@@ -102,14 +110,18 @@ class Experiment:
     batch_size: int = 128
     optimizer: Descent = Descent.SGD
     lr: float | None = None
+    last_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule_lr: RateSchedule = RateSchedule.COSINE
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
     augment: tuple[str, ...] = ()
     normalize: bool = True
     precision: torch.dtype = torch.float32
     device: str = "cpu"
     train_limit: int | None = None
+    test_limit: int | None = None
     balance: Balancing = Balancing.MEMORY
     recompute: bool = False
     probe: bool = True
@@ -121,15 +133,33 @@ class Experiment:
         for part in self.parts:
             if part < 1:
                 raise PartitionError(f"parts={part}, expected at least 1")
-        for name in ("epochs", "batch_size", "train_limit", "threads"):
+        for name in ("epochs", "batch_size", "train_limit", "test_limit", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ModulewiseError(f"{name}={value}, expected at least 1")
-        if not self.rate > 0 or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+        rates = self.rate > 0 and (self.last_lr is None or self.last_lr > 0)
+        if not rates or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
             raise ModulewiseError(
-                f"lr={self.rate}, momentum={self.momentum}, weight_decay={self.weight_decay}; expected lr > 0, "
-                "momentum in [0, 1), weight_decay >= 0"
+                f"lr={self.rate}, last_lr={self.last_lr}, momentum={self.momentum}, weight_decay={self.weight_decay}; "
+                "expected lr > 0, momentum in [0, 1), weight_decay >= 0"
             )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        steps = self.schedule_lr is RateSchedule.STEPS
+        if steps != bool(self.milestones):
+            raise ModulewiseError(
+                f"schedule_lr={self.schedule_lr.value} with milestones={list(self.milestones)}; milestones go with "
+                "steps, and steps with milestones"
+            )
+        increasing = list(self.milestones) == sorted(set(self.milestones))
+        if steps and not (increasing and self.milestones[0] >= 1 and self.milestones[-1] < self.epochs):
+            raise ModulewiseError(
+                f"milestones={list(self.milestones)} with epochs={self.epochs}, expected increasing numbers from 1 to "
+                "epochs - 1"
+            )
+        if not 0 < self.decay < 1:
+            raise ModulewiseError(f"decay={self.decay}, expected a factor between 0 and 1")
 
     @property
     def rate(self) -> float:
@@ -183,6 +213,11 @@ class Configuration:
     def solves(self) -> bool:
         """Whether the method has its own update, on the whole training set at once."""
         return issubclass(self.method.type, SolverMethod)
+
+    @property
+    def views(self) -> int:
+        """How many views of every sample the method needs, or the one that it wraps."""
+        return max(self.method.type.views, self.method.inner.type.views if self.method.inner is not None else 1)
 
     def __str__(self) -> str:
         return f"{self.label}, {self.parts} parts"

@@ -71,7 +71,7 @@ class _Piece:
 def _pieces(trainer: Trainer, row: Configuration, x: Tensor, y: Tensor, *, kept: bool) -> Iterator[_Piece]:
     """The pieces of one step; where features are kept, those that a sequential part reads are made beforehand."""
     if row.order.allows_feedback:
-        yield _Piece(lambda: trainer.step(x, y), (x, y), None)
+        yield _Piece(lambda: trainer.step(x, y, views=row.views), (x, y), None)
         return
     for part in range(len(trainer.partition)):
         reads = set(trainer.partition.reads(x, part))
@@ -79,7 +79,7 @@ def _pieces(trainer: Trainer, row: Configuration, x: Tensor, y: Tensor, *, kept:
 
         def run(part: int = part, reads: set[int] = reads, ready: dict[int, Tensor] | None = ready) -> None:
             boundaries = _boundaries(trainer, part, x, reads) if ready is None else ready
-            batch = trainer.batch(x, y, boundaries=boundaries)
+            batch = trainer.batch(x, y, views=row.views, boundaries=boundaries)
             with trainer.guarded():
                 batch.up(part)
                 batch.down()
@@ -153,15 +153,21 @@ def _groups(workshop: Workshop, rows: Sequence[Configuration]) -> Iterator[list[
         yield list(rows[start : start + together])
 
 
+def _audited(workshop: Workshop, row: Configuration, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if row.solves:
+        return x, y
+    return workshop.batch(_AUDITED, views=row.views) if row.views > 1 else (x[:_AUDITED], y[:_AUDITED])
+
+
 def _measured(
     workshop: Workshop, row: Configuration, measured: Callable[[Configuration], None]
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Everything but the time, and what is to be timed."""
     base = torch.cuda.memory_allocated(workshop.device) if workshop.device.type == "cuda" else 0
-    x, y = workshop.batch(workshop.batch_size(row))
+    x, y = workshop.batch(workshop.batch_size(row), views=row.views)
     trainer = workshop.trainer(row, seed=0, rate=min(_RATE, workshop.experiment.rate))
     trainer.partition.model.train()
-    audit = checks.locality(trainer, *((x, y) if row.solves else (x[:_AUDITED], y[:_AUDITED])))
+    audit = checks.locality(trainer, *_audited(workshop, row, x, y), views=row.views)
     kept = workshop.augment is None
     peak, breakdown = _memory(trainer, _pieces(trainer, row, x, y, kept=kept), workshop.device, base=base)
     figures = {

@@ -51,13 +51,13 @@ def probe_accuracy(
 
 
 def _pooled(boundary: Boundary | None, h: Tensor) -> Tensor:
-    """Images to 2 x 2 positions, tokens to one, everything else flat, (N, D)."""
+    """Images to 2 x 2 positions, tokens and volumes (patches of an image) to one, everything else flat, (N, D)."""
     if boundary is not None and h.dim() > 2:
         h = boundary.channels_first(h)
     if h.dim() == 4:
         h = F.adaptive_avg_pool2d(h, (min(2, h.shape[2]), min(2, h.shape[3])))
-    elif h.dim() == 3:
-        h = h.mean(2)
+    elif h.dim() in (3, 5):
+        h = h.flatten(2).mean(2)
     return h.flatten(1).float().cpu()
 
 

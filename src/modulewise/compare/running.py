@@ -198,8 +198,11 @@ def _train(workshop: Workshop, one: Run, figures: Measurement, key: str, watcher
         error = str(problem)
     except ModulewiseError as problem:
         raise type(problem)(f"{one}: {problem}") from problem
-    # The test split is looked at here and nowhere else: once a run, on the model as the last pass left it.
+    # The test split is looked at here, and by watchers that score the trained model: never before the last pass.
     test = None if error else trainer.evaluate(workshop.plain(workshop.material.test))
+    if error is None:
+        for watcher in watchers:
+            watcher.trained(one, trainer.partition, workshop)
     return _result(
         workshop,
         one,

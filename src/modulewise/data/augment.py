@@ -202,8 +202,9 @@ class Normalize:
         mean: mean of every channel.
         std: standard deviation of every channel, > 0.
 
-    >>> Normalize(mean=(0.5,), std=(0.25,))(torch.ones(1, 1, 1, 1))
-    tensor([[[[2.]]]])
+    >>> normalize = Normalize(mean=(0.5,), std=(0.25,))
+    >>> normalize(torch.ones(1, 1, 1, 1)), normalize.undone(torch.full((1, 1, 1, 1), 2.0))
+    (tensor([[[[2.]]]]), tensor([[[[1.]]]]))
     """
 
     mean: tuple[float, ...]
@@ -215,10 +216,19 @@ class Normalize:
 
     def __call__(self, x: Tensor, *, generator: Generator | None = None) -> Tensor:
         """Normalize x (N, C, ...); nothing is drawn."""
+        mean, std = self._shaped(x)
+        return (x - mean) / std
+
+    def undone(self, x: Tensor) -> Tensor:
+        """The images that normalised x (N, C, ...) was made of, x std + mean, up to rounding."""
+        mean, std = self._shaped(x)
+        return x * std + mean
+
+    def _shaped(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim < 2 or x.shape[1] != len(self.mean):
             raise DataError(f"Normalize has {len(self.mean)} channels; got a batch of shape {tuple(x.shape)}")
         shape = (1, -1, *(1,) * (x.ndim - 2))
-        return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
+        return x.new_tensor(self.mean).view(shape), x.new_tensor(self.std).view(shape)
 
 
 @dataclass(frozen=True)

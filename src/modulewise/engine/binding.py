@@ -27,6 +27,7 @@ def bind(partition: Partition, method: PartwiseMethod, loss: Loss, *, seed: int)
                 loss,
                 blocks=lambda index=part.index: partition.blocks(index),  # type: ignore[misc]
                 modules=part.modules,
+                x=partition.example,
             )
             set_generators(seed_of(seed, "heads", part.index))
             objective = method.objective(site)

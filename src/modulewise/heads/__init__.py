@@ -3,5 +3,6 @@
 from .classifying import HeadFactory, conv, linear, mlp, mlp_sr
 from .copying import downstream
 from .decoding import decoder
+from .projecting import projection
 
-__all__ = ["HeadFactory", "conv", "decoder", "downstream", "linear", "mlp", "mlp_sr"]
+__all__ = ["HeadFactory", "conv", "decoder", "downstream", "linear", "mlp", "mlp_sr", "projection"]

@@ -16,7 +16,7 @@ from .classifying import linear
 from .fitting import adapter
 from .layers import at_least_one, finished, grid_axes
 
-__all__ = ["downstream"]
+__all__ = ["downstream", "fitted", "fresh", "usable"]
 
 
 def downstream(
@@ -74,9 +74,9 @@ def downstream(
     """
     at_least_one(outputs=outputs, depth=depth, shrink=shrink, pool=pool)
     here, layers = boundary, []
-    for block in _evenly(_usable(blocks, outputs), depth):
-        module = _fresh(block)
-        needed, after = _fitted(module, block, here, shrink)
+    for block in _evenly(usable(blocks, outputs), depth):
+        module = fresh(block)
+        needed, after = fitted(module, block, here, shrink)
         layers += [finished(needed, adapter(here, needed)), module]
         here = after
     if not layers:
@@ -84,7 +84,8 @@ def downstream(
     return nn.Sequential(*layers, linear(here, outputs, dense=dense, pool=pool))
 
 
-def _usable(blocks: Sequence[Block], outputs: int) -> list[Block]:
+def usable(blocks: Sequence[Block], outputs: int) -> list[Block]:
+    """The blocks with parameters and a floating-point input, less the network's own classifier at the end."""
     kept = [b for b in blocks if b.input.dtype.is_floating_point and next(b.module.parameters(), None) is not None]
     return kept[:-1] if kept and kept[-1].output.channels == outputs else kept
 
@@ -94,7 +95,7 @@ def _evenly(blocks: Sequence[Block], depth: int) -> list[Block]:
     return [blocks[(i + 1) * len(blocks) // count - 1] for i in range(count)]
 
 
-def _fresh(block: Block) -> nn.Module:
+def fresh(block: Block) -> nn.Module:
     """A deep copy with parameters of its own, drawn on the CPU so that they do not depend on the device."""
     try:
         module = copy.deepcopy(block.module).cpu()
@@ -121,7 +122,7 @@ def _reset(module: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.02)
 
 
-def _fitted(module: nn.Module, block: Block, here: Boundary, shrink: int) -> tuple[Boundary, Boundary]:
+def fitted(module: nn.Module, block: Block, here: Boundary, shrink: int) -> tuple[Boundary, Boundary]:
     """What a copy is to be fed, and what it gives: at reduced resolution if it can."""
     full = block.input.spatial
     tries = [full]

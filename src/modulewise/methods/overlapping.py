@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..objective import Context, Objective, Signal
+from ..objective import Context, Objective, Signal, Site
 
 __all__ = ["Overlapping"]
 
@@ -19,20 +19,21 @@ class Overlapping(Objective):
 
     Args:
         inner: makes L_k a signal with a loss, and owns the head.
-        part: index of the part.
-        alone: the loss stays in this part (label-free methods cut their last part off).
+        site: where it sits.
+        closed: nothing comes from above, so that no graph is kept: for the part below one whose loss is its own.
 
     >>> from modulewise.methods.objectives import TaskLoss
-    >>> Overlapping(TaskLoss(lambda output, y: output.sum()), part=1).overlaps
+    >>> own = TaskLoss(lambda output, y: output.sum())
+    >>> Overlapping(own, site=Site(1, 3, None, None, loss=own.loss)).overlaps
     True
     """
 
-    def __init__(self, inner: Objective, *, part: int, alone: bool = False) -> None:
+    def __init__(self, inner: Objective, *, site: Site, closed: bool = False) -> None:
         super().__init__()
         self.inner = inner
         self.rule, self.taps = inner.rule, inner.taps
-        self.overlaps = True
-        self.reads_input_gradient = part > 0 and not alone
+        self.overlaps = not (closed or site.last)
+        self.reads_input_gradient = site.part > 0
 
     def forward(self, context: Context) -> Signal:
         """The inner signal."""
@@ -42,7 +43,7 @@ class Overlapping(Objective):
 
     def messages(self, context: Context) -> Mapping[int, Tensor]:
         """dL_k/dh_{k-1} to the part below; taken off h_in, which the second backward would add to."""
-        if not self.reads_input_gradient:
+        if not self.reads_input_gradient or context.h_in.grad is None:
             return {}
         gradient, context.h_in.grad = context.h_in.grad, None
         return {context.part - 1: gradient}

@@ -194,8 +194,9 @@ class _Residual(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.padding))
         h = self.relu1(self.norm1(self.conv1(x)))
+        # Made after the first convolution, so that a cut at relu1 has x alone to read as a port.
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.padding))
         return self.relu2(self.norm2(self.conv2(h)) + shortcut)
 
 

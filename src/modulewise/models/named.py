@@ -15,16 +15,30 @@ from torch import nn
 
 from ..errors import ModulewiseError, suggest
 from .builtin import Shape, cnn, lenet5, mlp, resnet32, resnet110, vgg8b, vgg11b
+from .gated import gln
+from .greedy import greedy_cnn
+from .grouped import phsic_cnn, phsic_mlp
+from .kernel_machines import klenet5, kmlp
+from .normalized import rms_mlp
+from .patching import patches
 
 __all__ = ["build", "names"]
 
 _BUILT_IN: Mapping[str, Callable[[Shape, int], nn.Module]] = MappingProxyType(
     {
         "cnn": cnn,
+        "gln": gln,
+        "greedy-cnn": greedy_cnn,
+        "klenet5": klenet5,
+        "kmlp": kmlp,
         "lenet5": lenet5,
         "mlp": mlp,
+        "patches": patches,
+        "phsic-cnn": phsic_cnn,
+        "phsic-mlp": phsic_mlp,
         "resnet110": resnet110,
         "resnet32": resnet32,
+        "rms-mlp": rms_mlp,
         "vgg11b": vgg11b,
         "vgg8b": vgg8b,
     }
@@ -37,8 +51,8 @@ _INCEPTIONS = frozenset({"googlenet", "inception_v3"})
 def names() -> tuple[str, ...]:
     """Names of the built-in models.
 
-    >>> names()
-    ('cnn', 'lenet5', 'mlp', 'resnet110', 'resnet32', 'vgg11b', 'vgg8b')
+    >>> names()[:2], names()[-2:]
+    (('cnn', 'gln'), ('vgg11b', 'vgg8b'))
     """
     return tuple(_BUILT_IN)
 

@@ -68,20 +68,20 @@ class Partition:
         if isinstance(cuts, str):
             raise PartitionError(f"cuts={cuts!r} is one string, expected a list of module names; write [{cuts!r}]")
         self.model = model
-        self._example = plain(example)
-        self._survey = Survey(model, self._example)
+        self.example = plain(example)
+        self._survey = Survey(model, self.example)
         if cuts is None:
             assert parts is not None
             cuts = self._automatic(parts, balance)
         self.cuts: tuple[str, ...] = tuple(cuts)
         self._calls = named_cuts(self._survey, self.cuts)
-        self._plans = {signature(self._example): self._survey.plans(self._calls)}
+        self._plans = {signature(self.example): self._survey.plans(self._calls)}
         self._pieces: dict[Any, Pieces] = {}
         owned = owners(self._survey, self._calls)
         self._owner = {name: index for index, names in enumerate(owned) for name in names}
-        self._survey.verify(self._calls, self._plans[signature(self._example)])
-        self._structures = {structure(self._example)}
-        self._tables = shared_tables(self._survey, self._calls, self._plans[signature(self._example)])
+        self._survey.verify(self._calls, self._plans[signature(self.example)])
+        self._structures = {structure(self.example)}
+        self._tables = shared_tables(self._survey, self._calls, self._plans[signature(self.example)])
         boundaries = [self._survey.boundary(call) for call in self._calls]
         self.parts: tuple[Part, ...] = tuple(
             Part(
@@ -155,7 +155,7 @@ class Partition:
     def _pieces_for(self, x: Any) -> Pieces:
         key = signature(x)
         if key not in self._pieces:
-            known = key == signature(self._example)
+            known = key == signature(self.example)
             survey = self._survey if known else Survey(self.model, plain(x))
             self._pieces[key] = Pieces(survey, self._calls if known else named_cuts(survey, self.cuts), plain(x))
         return self._pieces[key]
@@ -167,7 +167,7 @@ class Partition:
     @property
     def ports(self) -> dict[int, tuple[int, ...]]:
         """For every part that reads boundaries before its own input, those boundaries."""
-        plans = self._plans[signature(self._example)]
+        plans = self._plans[signature(self.example)]
         ports = {index: plan.reads[:-1] for index, plan in enumerate(plans)}
         return {index: earlier for index, earlier in ports.items() if earlier}
 
@@ -181,13 +181,13 @@ class Partition:
 
     def measure(self) -> list[Slice]:
         """Every slice between neighbouring cut points, measured at the example's batch size."""
-        return measure_slices(self._survey, self._survey.points(), self._example)
+        return measure_slices(self._survey, self._survey.points(), self.example)
 
     def blank(self, n: int) -> Any:
         """An input of the example's structure at batch size n that takes no memory, for parts that do not read x."""
-        size = batch_size(self._example)
+        size = batch_size(self.example)
         return map_tensors(
-            lambda t: t[:1].expand(n, *t.shape[1:]) if t.ndim and t.shape[0] == size else t, self._example
+            lambda t: t[:1].expand(n, *t.shape[1:]) if t.ndim and t.shape[0] == size else t, self.example
         )
 
     def _check_tables(self) -> None:
@@ -214,7 +214,7 @@ class Partition:
             )
         if parts == 1:
             return []
-        slices = measure_slices(self._survey, points, self._example, timed=balance is time)
+        slices = measure_slices(self._survey, points, self.example, timed=balance is time)
         ends = split(
             lambda start, stop: balance(slices[start:stop]),
             len(slices),
@@ -277,7 +277,7 @@ class Part:
         """
         if self.index == 0:
             return self._partition.run(0, h, {})
-        plan = self._partition.plans(x if x is not None else self._partition._example)[self.index]
+        plan = self._partition.plans(x if x is not None else self._partition.example)[self.index]
         if x is None and plan.reads_batch:
             raise PartitionError(f"part {self.index} reads side inputs of the batch (a mask, say): give x= as well")
         fed = {**(ports or {}), self.index - 1: h}

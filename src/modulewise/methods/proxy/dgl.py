@@ -36,7 +36,12 @@ class DGL(PartwiseMethod):
         E. Belilovsky, M. Eickenberg, E. Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020,
         https://arxiv.org/abs/1901.08164
 
-    Departs from the paper: see `heads.mlp_sr`.
+    The paper's other heads: "cnn", two 3x3 convolutions, is `partial(heads.conv, depth=3)`; "mlp" is
+    `partial(heads.mlp, width=4 * C)` for a network of C channels throughout.
+
+    Departs from the paper: see `heads.mlp_sr`. The perceptrons have three linear layers without batch norm;
+    the authors' scripts have three hidden ones with batch norm and a linear one after them, and where H is no
+    multiple of 4 they pool to H/4 rounded up, here down.
 
     >>> from modulewise.partition.boundary import Boundary
     >>> site = Site(0, 2, None, Boundary("layer1", (2, 8, 4, 4)), loss=losses.classification)

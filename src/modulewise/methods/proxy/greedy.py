@@ -19,8 +19,11 @@ class Greedy(PartwiseMethod):
     """Each part minimises the classification loss of a head of depth k, CE(C_k(h_out), y); the last the task loss.
 
     C_1 is linear after average pooling to 2x2; C_k has k - 1 convolutions before it. Published with one
-    part after another (the sequential schedule); side by side it is decoupled greedy learning with another
-    head.
+    part after another (`schedules.sequential`); side by side it is decoupled greedy learning with another
+    head. `models.greedy_cnn` is the paper's network; `engine.exits.ensemble` is its ensemble of the heads
+    after training, Z = sum_j 2^j z_j. Progressive improvement (proposition 3.1): a new block that is the
+    identity, under the head of the part below, gives the same logits, since ReLU(ReLU(h)) = ReLU(h); the best
+    training error of a part is thus at most that of the part below.
 
     Args:
         classes: number of classes, >= 1.
@@ -37,7 +40,8 @@ class Greedy(PartwiseMethod):
         E. Belilovsky, M. Eickenberg, E. Oyallon, Greedy Layerwise Learning Can Scale to ImageNet, ICML 2019,
         https://arxiv.org/abs/1812.11446
 
-    Departs from the paper: downsampling stays where the user's network has it; no ensemble of the heads.
+    Departs from the paper: downsampling stays where the user's network has it; no batch norm between the
+    pooling and the linear layer, which the authors' scripts have where the network is normed.
 
     >>> from modulewise.partition.boundary import Boundary
     >>> site = Site(0, 2, None, Boundary("layer1", (2, 8, 4, 4)), loss=losses.classification)

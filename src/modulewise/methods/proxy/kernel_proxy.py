@@ -1,86 +1,61 @@
-"""Pairwise learning with kernels that a network induces: no head at all."""
+"""Pairwise learning with kernels that a network induces: no head unless a projection is asked for."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import ClassVar
 
-from torch import Tensor
+import torch
 
 from ... import losses
-from ...heads.layers import at_least_one, pooled, sizes_within
+from ...errors import MethodError
+from ...heads.layers import at_least_one
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
-from ...objective import Context, Objective, Signal, Site
-from ...partition.boundary import Boundary
+from ...objective import Objective, Site
 from ..objectives import TaskLoss
+from .kernel_proxy_objective import PairwiseProxy
 
-__all__ = ["KernelProxy", "PairwiseProxy"]
-
-
-class PairwiseProxy(Objective):
-    """Minus a pairwise objective on the Gram matrix of the boundary.
-
-    Args:
-        boundary: where the objective sits.
-        kernel: the kernel on flattened representations.
-        maximise: the pairwise objective.
-        pool: size that spatial axes are averaged to first, or None.
-    """
-
-    def __init__(
-        self,
-        boundary: Boundary,
-        *,
-        kernel: losses.Kernel,
-        maximise: losses.PairwiseObjective,
-        pool: int | None,
-    ) -> None:
-        super().__init__()
-        self.boundary, self.kernel, self.maximise = boundary, kernel, maximise
-        self.sizes = None if pool is None else sizes_within(boundary.spatial, pool)
-
-    def forward(self, context: Context) -> Signal:
-        """Minus the objective."""
-        h: Tensor = context.h_out
-        if self.sizes:
-            h = pooled(self.boundary.channels_first(h), self.sizes)
-        gram = self.kernel.gram(h)
-        value = self.maximise(gram, context.y, minimum=self.kernel.minimum, maximum=self.kernel.maximum)
-        return Signal(loss=-value)
+__all__ = ["KernelProxy"]
 
 
 @dataclass(frozen=True)
 class KernelProxy(PartwiseMethod):
     """Each part maximises how well a kernel on h_out separates pairs by class; the last minimises the task loss.
 
-    The kernel is the one that the next part computes with: k(u, v) = phi(u) . phi(v) with
-    phi(u) = sigma(u) / ||sigma(u)||. The nonlinearity is thus counted to the next part, which sees the data
-    only through phi, and labels are needed as pairs alone. Optimality (for losses such as the hinge, and
-    one linear layer on phi as next part): a part that takes k to its maximum within classes and to its
-    minimum across them is an optimal lower part.
+    The kernel is the one that the next part computes with: k(u, v) = phi(u) . phi(v), phi(u) = sigma(u) / ||sigma(u)||.
+    The nonlinearity is thus counted to the next part, which sees the data only through phi, and labels are needed as
+    pairs alone. Optimality, for two classes and one linear layer on phi as next part: where k is at its maximum within
+    classes and at its minimum across them, no other part below allows a smaller mean hinge loss + tau ||w||, and the
+    hinge loss is zero if tau < sqrt(2 (max k - min k)) min(share of each class). With more classes the loss
+    `losses.multi_margin` can be zero there too; given as the trainer's loss, it makes the last part the hinge output.
 
     Args:
         kernel: `losses.RELU` (default), `losses.TANH`, `losses.SIGMOID`, `losses.gaussian(width)` or your own.
-        maximise: `losses.alignment` (default), `losses.upper_triangle_alignment`, `losses.contrastive`,
-            `losses.nmse` or `losses.raw`.
-        pool: average spatial axes to this size before flattening, >= 1; None keeps all positions. The
-            paper's "reapen" kernel pools to 4x4 after the ReLU; on a part that ends in ReLU, `losses.RELU`
-            with pool=4 is that kernel.
+        maximise: of `losses`: `alignment` (default), `upper_triangle_alignment` (the authors' scripts), `contrastive`,
+            `log_contrastive`, `raw`, `nmse`, `srs_1` and `srs_2` (minus the proxies of the first paper).
+        negatives_only: pairs of two classes alone, default False.
+        pool: average spatial axes to this size before flattening, >= 1; None keeps all positions. The paper's
+            "reapen" kernel pools to 4x4 after the ReLU: `losses.RELU` with pool=4 on a part that ends in ReLU.
+        projection: outputs, >= 1, of a head of two layers that the kernel then reads (hidden width: the mean of what
+            goes in and out; tokens are averaged first), trained with the part; None for no head.
 
     Raises:
-        MethodError: pool is below 1, or (in a step) a batch holds one class only, or labels are not one per
-            sample.
+        MethodError: a number is below 1, alignment is asked of negative pairs alone with a kernel whose minimum is 0,
+            or (in a step) a batch holds one class only, or labels are not one per sample.
 
     References:
-        S. Duan, S. Yu, J. C. Príncipe, Modularizing Deep Learning via Pairwise Learning With Kernels, IEEE
-        TNNLS 2021, https://arxiv.org/abs/2005.05541
+        S. Duan, S. Yu, J. C. Príncipe, Modularizing Deep Learning via Pairwise Learning With Kernels, IEEE TNNLS
+        2021, https://arxiv.org/abs/2005.05541
+        S. Duan, S. Yu, Y. Chen, J. C. Príncipe, On Kernel Method-Based Connectionist Models and Supervised Deep
+        Learning Without Backpropagation, Neural Computation 2020, https://arxiv.org/abs/1802.03774
 
-    Departs from the paper: the user's network is not rewritten, so its next part receives h_out itself. To
-    keep to the theorem, cut before a nonlinearity and let the next part begin with sigma and the division by
-    the norm. The default kernel is the ReLU's rather than the tanh of the authors' scripts, since most networks are
-    cut after a ReLU, where the tanh kernel cannot reach its minimum.
+    Departs from the papers: the user's network is not rewritten, its next part receives h_out itself. To keep to the
+    theorem, cut before a nonlinearity and let the next part begin with sigma and the division by the norm. Most
+    networks are cut after a ReLU, where tanh cannot reach its minimum: the default is the ReLU's kernel, not tanh. The
+    first paper adds tau times the norms of the part's weights; an objective does not see them, use weight decay.
 
-    >>> import torch
     >>> site = Site(0, 2, None, Boundary("fc1", (4, 8)), loss=losses.classification)
     >>> h, y = torch.tensor([[5.0], [-5.0], [5.0]]), torch.tensor([0, 1, 0])
     >>> context = Context(h_in=None, h_out=h, x=None, y=y, views=1, part=0, step=0)
@@ -98,18 +73,38 @@ class KernelProxy(PartwiseMethod):
             2021,
             "https://arxiv.org/abs/2005.05541",
         ),
+        Reference(
+            "S. Duan, S. Yu, Y. Chen, J. C. Príncipe",
+            "On Kernel Method-Based Connectionist Models and Supervised Deep Learning Without Backpropagation",
+            "Neural Computation",
+            2020,
+            "https://arxiv.org/abs/1802.03774",
+        ),
     )
 
     _: KW_ONLY
     kernel: losses.Kernel = losses.RELU
     maximise: losses.PairwiseObjective = losses.alignment
+    negatives_only: bool = False
     pool: int | None = None
+    projection: int | None = None
 
     def __post_init__(self) -> None:
-        at_least_one(pool=self.pool)
+        at_least_one(pool=self.pool, projection=self.projection)
+        if not math.isfinite(self.kernel.maximum - self.kernel.minimum):
+            raise MethodError(
+                f"kernel={self.kernel.name} is unbounded, expected one with a range such as losses.COSINE"
+            )
+        if self.negatives_only:  # whether that is defined for its range, an objective says itself when called
+            self._proxy()(torch.eye(2), torch.tensor([0, 1]), minimum=self.kernel.minimum, maximum=self.kernel.maximum)
+
+    def _proxy(self) -> losses.PairwiseObjective:
+        return partial(self.maximise, negatives_only=True) if self.negatives_only else self.maximise
 
     def objective(self, site: Site) -> Objective:
         """The pairwise proxy, or the task loss."""
         if site.last:
             return TaskLoss(site.loss)
-        return PairwiseProxy(site.boundary, kernel=self.kernel, maximise=self.maximise, pool=self.pool)
+        return PairwiseProxy(
+            site.boundary, kernel=self.kernel, maximise=self._proxy(), pool=self.pool, projection=self.projection
+        )

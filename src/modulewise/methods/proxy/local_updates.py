@@ -76,4 +76,4 @@ class LocalUpdates(PartwiseMethod):
             own: Objective = TaskLoss(site.loss)
         else:
             own = HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
-        return Overlapping(own, part=site.part) if self.overlap else own
+        return Overlapping(own, site=site) if self.overlap else own

@@ -1,0 +1,133 @@
+"""Transport-regularised greedy learning: a part may not move its features further than its loss is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ... import heads, losses
+from ...errors import MethodError
+from ...heads.layers import at_least_one
+from ...method import Family, Locality, PartwiseMethod, Reach, Reference
+from ...objective import Context, Objective, Signal, Site
+from ..objectives import HeadLoss, TaskLoss
+
+__all__ = ["TRGL", "Transported", "is_composite", "outermost"]
+
+
+def is_composite(module: nn.Module) -> bool:
+    """Whether a module is made of others and is no mere container: a residual block, among the usual ones.
+
+    >>> [is_composite(m) for m in (nn.Sequential(nn.ReLU()), nn.Linear(1, 1), nn.TransformerEncoderLayer(2, 1))]
+    [False, False, True]
+    """
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return not isinstance(module, containers) and next(module.children(), None) is not None
+
+
+def outermost(modules: Sequence[tuple[str, nn.Module]], wanted: Callable[[nn.Module], bool]) -> Iterator[str]:
+    """Names of the wanted modules at or below some modules, leaving out those inside a wanted one."""
+    for name, module in modules:
+        if wanted(module):
+            yield name
+        else:
+            yield from outermost([(f"{name}.{child}", inner) for child, inner in module.named_children()], wanted)
+
+
+class Transported(Objective):
+    """A loss plus the transport of the part's blocks over 2 tau.
+
+    Args:
+        inner: the loss of the part.
+        tau: step of the minimising movement, > 0.
+        blocks: names of the blocks to read; those that keep the shape of their input count.
+    """
+
+    def __init__(self, inner: Objective, *, tau: float, blocks: tuple[str, ...]) -> None:
+        super().__init__()
+        self.inner, self.tau, self.taps = inner, tau, blocks
+
+    def forward(self, context: Context) -> Signal:
+        """L_k + transport / (2 tau); L_k alone is shown."""
+        own = self.inner(context).loss
+        moves = [pair for pair in context.taps.values() if _moved(*pair)]
+        return (
+            Signal(loss=own + losses.transport_cost(moves).to(own.device) / (2 * self.tau), report=own)
+            if moves
+            else Signal(loss=own)
+        )
+
+
+def _moved(before: Any, after: Any) -> bool:
+    return isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape
+
+
+@dataclass(frozen=True)
+class TRGL(PartwiseMethod):
+    """Each part minimises its loss plus how far its residual blocks move the features; the last the task loss plus it.
+
+        L_k + 1 / (2 tau) sum_b mean (f_b(h) - h)^2,
+
+    over the blocks b of part k whose output has the shape of their input, L_k = CE(head(h_k), y). Training parts with
+    this cost is a minimising movement: features change little by little over depth, as end-to-end training has
+    them do, instead of being spent by the first parts. Parts without such a block keep their loss alone.
+
+    Args:
+        classes: number of classes, >= 1.
+        tau: > 0, default 1; the larger, the freer. The authors' runs use 1 (ResNet-110, 4 to 16 parts), 100 (2 parts).
+        block: which modules are blocks, block(module) -> bool; of nested ones the outermost counts. By default modules
+            made of others that are not containers.
+        head: makes the head of a boundary, default `heads.conv`.
+        criterion: criterion(logits, y) -> scalar.
+        dense: one label per position (tokens, pixels) instead of one per sample.
+
+    Raises:
+        MethodError: classes is below 1 or tau not positive; (with compile or recompute) blocks cannot be read.
+
+    References:
+        S. Karkar, I. Ayed, E. de Bezenac, P. Gallinari, Module-wise Training of Neural Networks via the Minimizing
+        Movement Scheme, NeurIPS 2023, https://arxiv.org/abs/2309.17357
+
+    Departs from the paper: a block's residual is read as f_b(h) - h, which contains an activation after the sum where
+    there is one; blocks that change the shape are left out. As in the authors' code, squares are means over elements.
+
+    >>> resnet = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 1))
+    >>> list(outermost([("body", resnet)], is_composite))
+    ['body.1']
+    """
+
+    family: ClassVar[Family] = Family.PROXY
+    locality: ClassVar[Locality] = Locality(Reach.STRICT)
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "S. Karkar, I. Ayed, E. de Bezenac, P. Gallinari",
+            "Module-wise Training of Neural Networks via the Minimizing Movement Scheme",
+            "NeurIPS",
+            2023,
+            "https://arxiv.org/abs/2309.17357",
+        ),
+    )
+
+    classes: int
+    _: KW_ONLY
+    tau: float = 1.0
+    block: Callable[[nn.Module], bool] = is_composite
+    head: heads.HeadFactory = heads.conv
+    criterion: losses.Criterion = losses.classification
+    dense: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one(classes=self.classes)
+        if not self.tau > 0:
+            raise MethodError(f"tau={self.tau} was given, expected a positive one; the paper's is 1")
+
+    def objective(self, site: Site) -> Objective:
+        """The loss of the part with its transport."""
+        if site.last:
+            own: Objective = TaskLoss(site.loss)
+        else:
+            own = HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
+        return Transported(own, tau=self.tau, blocks=tuple(outermost(site.modules(), self.block)))

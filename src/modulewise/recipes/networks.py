@@ -1,0 +1,153 @@
+"""Networks of papers that are no built-in models, by the name `modulewise.recipes.networks:FUNCTION`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+
+from .. import models
+from ..models import Shape
+from ..models.greedy import greedy_cnn
+from ..models.grouped import phsic_mlp
+from ..models.patching import patches
+
+__all__ = [
+    "gim_patches",
+    "greedy_cnn_linear",
+    "hsic_mlp",
+    "local_loss_mlp",
+    "local_loss_mlp_leaky",
+    "local_loss_vgg8b",
+    "local_loss_vgg8b_leaky",
+    "local_loss_vgg11b",
+    "local_loss_vgg11b_leaky",
+    "phsic_mlp_plain",
+    "resnet18_small",
+]
+
+
+def local_loss_mlp(shape: Shape, classes: int) -> nn.Sequential:
+    """The perceptron of Nøkland and Eidnes: fc1, fc2, fc3 of 1024 (Linear, batch norm, ReLU), dropout 0.1, head.
+
+    Dropout stands at the beginning of the next block, so that a local loss on a block reads what was not dropped.
+
+    >>> [name for name, _ in local_loss_mlp((1, 8, 8), 10).named_children()]
+    ['flatten', 'fc1', 'fc2', 'fc3', 'head']
+    """
+    return _local_loss_mlp(shape, classes, nn.ReLU)
+
+
+def local_loss_mlp_leaky(shape: Shape, classes: int) -> nn.Sequential:
+    """`local_loss_mlp` with leaky ReLU, as published for `sim` and `predsim`."""
+    return _local_loss_mlp(shape, classes, nn.LeakyReLU)
+
+
+def _local_loss_mlp(shape: Shape, classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    features = shape[0] * shape[1] * shape[2]
+    blocks = OrderedDict[str, nn.Module](flatten=nn.Flatten())
+    for index in range(1, 4):
+        layers = OrderedDict[str, nn.Module]()
+        if index > 1:
+            layers["dropout"] = nn.Dropout(0.1)
+        layers |= {"linear": nn.Linear(features, 1024), "norm": nn.BatchNorm1d(1024), "activation": activation()}
+        blocks[f"fc{index}"] = nn.Sequential(layers)
+        features = 1024
+    head = OrderedDict[str, nn.Module](dropout=nn.Dropout(0.1), linear=nn.Linear(features, classes))
+    return nn.Sequential(OrderedDict(blocks, head=nn.Sequential(head)))
+
+
+def local_loss_vgg8b(shape: Shape, classes: int) -> nn.Sequential:
+    """VGG8B with dropout 0.2 at the beginning of every block but the first, where no local loss reads it.
+
+    >>> [type(layer).__name__ for layer in local_loss_vgg8b((1, 8, 8), 10).conv2]
+    ['Dropout2d', 'Conv2d', 'BatchNorm2d', 'ReLU']
+    """
+    return _dropping(models.vgg8b(shape, classes), nn.ReLU)
+
+
+def local_loss_vgg8b_leaky(shape: Shape, classes: int) -> nn.Sequential:
+    """`local_loss_vgg8b` with leaky ReLU, as published for `sim` and `predsim`."""
+    return _dropping(models.vgg8b(shape, classes), nn.LeakyReLU)
+
+
+def local_loss_vgg11b(shape: Shape, classes: int) -> nn.Sequential:
+    """VGG11B with dropout 0.2, as `local_loss_vgg8b`."""
+    return _dropping(models.vgg11b(shape, classes), nn.ReLU)
+
+
+def local_loss_vgg11b_leaky(shape: Shape, classes: int) -> nn.Sequential:
+    """`local_loss_vgg11b` with leaky ReLU, as published for `sim` and `predsim`."""
+    return _dropping(models.vgg11b(shape, classes), nn.LeakyReLU)
+
+
+def _dropping(network: nn.Sequential, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """The chain with other activations, and dropout before every convolution and linear layer but the first."""
+    made = OrderedDict[str, nn.Module]()
+    first = True
+    for name, block in network.named_children():
+        layers = OrderedDict[str, nn.Module]()
+        for inner, layer in block.named_children() or ():
+            layers[inner] = activation() if isinstance(layer, nn.ReLU) else layer
+        if name == "head":
+            layers["linear"] = block
+        if not layers:  # pooling and flattening
+            made[name] = block
+            continue
+        before = nn.Dropout2d(0.2) if "conv" in layers else nn.Dropout(0.2)
+        made[name] = nn.Sequential(layers if first else OrderedDict({"dropout": before, **layers}))
+        first = False
+    return nn.Sequential(made)
+
+
+def greedy_cnn_linear(shape: Shape, classes: int) -> nn.Sequential:
+    """The network that Belilovsky et al. train with linear auxiliary classifiers (k = 1): five blocks from 256 on.
+
+    >>> [name for name, _ in greedy_cnn_linear((3, 8, 8), 10).named_children()]
+    ['conv1', 'conv2', 'down3', 'conv3', 'down4', 'conv4', 'conv5', 'pool', 'flatten', 'head']
+    """
+    return greedy_cnn(shape, classes, width=256, blocks=5, down=(3, 4), normed=False)
+
+
+def hsic_mlp(shape: Shape, classes: int) -> nn.Sequential:
+    """The perceptron of the HSIC bottleneck: fc1 to fc5 of 128 (Linear, batch norm, ReLU) and a linear head.
+
+    >>> [name for name, _ in hsic_mlp((1, 8, 8), 10).named_children()]
+    ['flatten', 'fc1', 'fc2', 'fc3', 'fc4', 'fc5', 'head']
+    """
+    features = shape[0] * shape[1] * shape[2]
+    blocks = OrderedDict[str, nn.Module](flatten=nn.Flatten())
+    for index in range(1, 6):
+        blocks[f"fc{index}"] = nn.Sequential(
+            OrderedDict(linear=nn.Linear(features, 128), norm=nn.BatchNorm1d(128), relu=nn.ReLU())
+        )
+        features = 128
+    return nn.Sequential(OrderedDict(blocks, head=nn.Linear(features, classes)))
+
+
+def gim_patches(shape: Shape, classes: int) -> nn.Sequential:
+    """`models.patches` on patches of 8 x 8 pixels, half overlapping.
+
+    >>> [name for name, _ in gim_patches((1, 28, 28), 10).named_children()]
+    ['patches', 'conv1', 'conv2', 'conv3', 'conv4', 'mean', 'head']
+    """
+    return patches(shape, classes, patch=8, stride=4)
+
+
+def phsic_mlp_plain(shape: Shape, classes: int) -> nn.Sequential:
+    """`models.phsic_mlp` without divisive normalisation, as published for the end-to-end figure."""
+    return phsic_mlp(shape, classes, groups=None)
+
+
+def resnet18_small(shape: Shape, classes: int) -> nn.Module:
+    """ResNet-18 of torchvision for small images: a 3x3 stem of stride 1, and no pooling behind it.
+
+    Raises:
+        ModulewiseError: torchvision is not installed, or images have not three channels.
+    """
+    network = models.build("torchvision:resnet18", shape=shape, classes=classes)
+    stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1, network.maxpool = stem, nn.Identity()
+    return network
