@@ -84,6 +84,8 @@ def test_the_last_part_minimises_the_task_loss_and_has_no_parameters():
     objective = BoostResNet(classes=3).objective(site(BOUNDARIES[3], part=1))
     assert isinstance(objective, TaskLoss)
     assert not list(objective.parameters())
+    output = torch.randn(4, 3)
+    assert torch.equal(objective(context(output)).loss, F.cross_entropy(output, Y))
 
 
 def test_descending_the_weight_alone_reaches_the_closed_form():

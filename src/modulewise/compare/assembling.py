@@ -234,8 +234,14 @@ def _optimizer(experiment: Experiment, rate: float | None, *, last: int) -> Call
     def make(parameters: Any, *, part: int, role: Role) -> Optimizer:
         own = experiment.last_lr if part == last and experiment.last_lr is not None else experiment.rate
         lr, decay = own if rate is None else rate, experiment.weight_decay
+        # One pass over the parameters instead of one an operator: half a step of a perceptron. Not with a gradient
+        # scaler, which would hand its scale to the optimiser.
+        fused = experiment.precision is not torch.float16
         if experiment.optimizer is Descent.SGD:
-            return torch.optim.SGD(parameters, lr=lr, momentum=experiment.momentum, weight_decay=decay)
+            return torch.optim.SGD(parameters, lr=lr, momentum=experiment.momentum, weight_decay=decay, fused=fused)
+        if experiment.optimizer in (Descent.ADAM, Descent.ADAMW):
+            kind = _OPTIMIZERS[experiment.optimizer]
+            return kind(parameters, lr=lr, weight_decay=decay, fused=fused)
         return _OPTIMIZERS[experiment.optimizer](parameters, lr=lr, weight_decay=decay)
 
     return make
