@@ -876,3 +876,25 @@ def test_a_part_alone_is_a_function_of_its_boundary() -> None:
     h = partition.part(1)(h)
     assert torch.equal(h, model.r(model.n(model.a(x))))
     assert torch.equal(partition.part(2)(h), model(x))
+
+
+class ViewedTwice(nn.Module):
+    """A module hands on a view of the input, which a later part reads as well, at first with weights of zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten, self.a, self.b, self.c = nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        nn.init.zeros_(self.c.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.flatten(x)
+        return self.b(self.a(z)) + self.c(z)
+
+
+def test_a_view_of_the_input_that_a_module_hands_on_is_made_again_not_stood_in_for():
+    """With the weights of zero, no comparison at construction could tell."""
+    model, x = ViewedTwice(), torch.randn(4, 2, 4)
+    partition = Partition(model, cuts=["a"], example=x)
+    nn.init.ones_(model.c.weight)
+    other = torch.randn(5, 2, 4)
+    assert torch.equal(partition.part(1)(partition.part(0)(other), x=other), model(other))

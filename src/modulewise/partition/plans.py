@@ -154,6 +154,7 @@ class _Planner:
         self.index = {id(cut): position for position, cut in enumerate(cuts)}
         self.slots = [cut.outputs[0] for cut in cuts]
         self.changed = {key for operation in small.operations for key in operation.changes}
+        self.handed: set[int] = set()
 
     def plan(self, part: int) -> PartPlan:
         """The plan of one part."""
@@ -197,6 +198,8 @@ class _Planner:
             key for operation in self.small.operations if start < operation.clock <= stop for key in operation.changes
         }
         plan.copies = frozenset(index for index in plan.reads if self.slots[index].key in changed)
+        handed = side | {slot.key for operation in needed for slot in operation.reads}
+        self.handed = {key for key in handed if not values[key].upstream(start)} - self.small.constants.keys()
         clocks = {operation.clock for operation in needed}
         actions: dict[nn.Module, list[StandIn | None]] = {}
         self._stub(self.small.root, start, clocks, {escape.clock for escape in told}, set(plan.reads), actions)
@@ -239,6 +242,9 @@ class _Planner:
     def _runs(self, call: Call, needed: set[int], told: set[int]) -> bool:
         """Whether a call before the part must be run for what the batch alone determines."""
         if any(call.enter < clock < call.exit for clock in needed):
+            return True
+        # A module that hands on a view of the input, or of another side input, makes nothing itself.
+        if any(isinstance(leaf, Slot) and leaf.key in self.handed for leaf in call.leaves):
             return True
         values = self.small.values
         known = all(isinstance(leaf, Slot) and values[leaf.key].upstream(call.exit) for leaf in call.leaves)
