@@ -461,3 +461,14 @@ def test_live_curves_without_tensorboard_are_refused(tmp_path, monkeypatch):
 
 def test_public_names_exist():
     assert all(hasattr(compare, name) for name in compare.__all__)
+
+
+def test_locality_is_that_of_the_options_not_of_the_class():
+    """Without overlap the units of `local-updates` are strictly local, and may be trained one after another."""
+    plain, overlapping = (
+        configurations(Experiment(methods=(text,)))[0].locality
+        for text in ("local-updates:overlap=no@sequential", "local-updates")
+    )
+    assert (str(plain), str(overlapping)) == ("strict", "window(2)")
+    with pytest.raises(MethodError, match=r"local-updates@sequential.*window\(2\)"):
+        configurations(Experiment(methods=("local-updates@sequential",)))

@@ -207,7 +207,7 @@ class Configuration:
     @property
     def locality(self) -> Locality:
         """What the method declares; a partition with skips may add to it."""
-        return self.method.type.locality
+        return registry.build(self.method, classes=10).locality
 
     @property
     def solves(self) -> bool:
@@ -273,7 +273,7 @@ def _expanded(named: Iterable[tuple[MethodName, str]]) -> Iterator[tuple[MethodN
 
 
 def _check(name: MethodName, word: str) -> None:
-    locality = name.type.locality
+    locality = registry.build(name, classes=10).locality
     if locality.sends_feedback and not registry.schedule(word).allows_feedback:
         raise MethodError(
             f"{name}@{word}: {name.name} needs later parts in the same step (locality {locality}), which the {word} "
