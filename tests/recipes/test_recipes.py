@@ -13,7 +13,7 @@ from modulewise import models, recipes, registry
 from modulewise.compare import Experiment, RateSchedule
 from modulewise.errors import DataError, ModulewiseError
 from modulewise.partition import Partition
-from modulewise.recipes import running
+from modulewise.recipes import records, running
 from modulewise.recipes.places import ENVIRONMENT, FOLDERS, data_place
 from modulewise.recipes.recipe import Evaluation, Machine, Measure, with_epochs
 from modulewise.recipes.records import Book, Record, fingerprint, setting
@@ -355,8 +355,14 @@ class TestRunning:
         assert len(counted) == 3  # of slow the first row is shared with fast, and the second is not started
         if not torch.cuda.is_available():
             left_out = recipes.run_all([far, slow, fast], orders)
-            assert left_out == [far]
+            assert left_out == [(far, "no GPU")]
             assert len(counted) == 3
+
+    def test_all_leaves_out_what_has_no_data_here(self, write, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv(ENVIRONMENT, raising=False)
+        recipe = recipes.read(write(('data = "digits"', 'data = "mnist"')))
+        assert recipes.run_all([recipe], recipes.Orders(out=tmp_path / "r")) == [(recipe, "no data set mnist")]
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_recipe_for_a_gpu_is_refused_without_one_and_runs_quickly_on_the_cpu(self, write, tmp_path):
@@ -469,3 +475,19 @@ class TestSummary:
         assert method_columns("dgl", [first, second], [])[0].endswith("`a`")
         records = [record(second, second.headline)]
         assert method_columns("dgl", [first, second], records)[1].startswith("3.00 (not run yet) %")
+
+
+def test_a_field_that_experiments_gain_later_leaves_older_settings_theirs(write, monkeypatch):
+    recipe = recipes.read(write())
+    row = recipe.headline
+
+    def key(experiment):
+        return setting(recipe, row, experiment=experiment, quick=False, device="cpu")
+
+    monkeypatch.setattr(records, "_ALWAYS", records._ALWAYS - {"recompute"})
+    before = key(row.experiment)
+    monkeypatch.setattr(
+        Experiment, "to_json", lambda self, old=Experiment.to_json: old(self) | {"later": self.recompute}
+    )
+    assert key(row.experiment) == before
+    assert key(replace(row.experiment, recompute=True)) != before

@@ -10,6 +10,12 @@ from modulewise.cli import main
 from modulewise.cli import recipes as commands
 
 
+@pytest.fixture(autouse=True)
+def _no_collection(monkeypatch):
+    """Collecting garbage before memory is measured would take most of the time."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+
+
 @pytest.fixture
 def mine(tmp_path):
     path = tmp_path / "mine.toml"

@@ -88,8 +88,9 @@ def _every(orders: recipes.Orders, hours: float | None) -> None:
         found, orders, hours=hours, watchers=_watchers, told=lambda recipe: typer.echo(f"{recipe.name} ...", err=True)
     )
     print_table(LISTING, recipes.listing(found, recipes.Book(orders.out).records()), right=(4,))
-    if left_out:
-        typer.echo(f"\nno GPU, so not run: {', '.join(recipe.name for recipe in left_out)}")
+    for reason in dict.fromkeys(reason for _, reason in left_out):
+        names = [recipe.name for recipe, why in left_out if why == reason]
+        typer.echo(f"\n{reason}, so not run: {', '.join(names)}")
 
 
 def _present(recipe: recipes.Recipe, orders: recipes.Orders, made: Sequence[recipes.Record]) -> None:

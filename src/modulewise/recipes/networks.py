@@ -14,7 +14,7 @@ from ..models.grouped import phsic_mlp
 from ..models.patching import patches
 
 __all__ = [
-    "gim_patches",
+    "gim_patches_16",
     "greedy_cnn_linear",
     "hsic_mlp",
     "local_loss_mlp",
@@ -126,13 +126,13 @@ def hsic_mlp(shape: Shape, classes: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(blocks, head=nn.Linear(features, classes)))
 
 
-def gim_patches(shape: Shape, classes: int) -> nn.Sequential:
-    """`models.patches` on patches of 8 x 8 pixels, half overlapping.
+def gim_patches_16(shape: Shape, classes: int) -> nn.Sequential:
+    """`models.patches` on patches of 8 x 8 pixels, half overlapping, from 16 channels on.
 
-    >>> [name for name, _ in gim_patches((1, 28, 28), 10).named_children()]
+    >>> [name for name, _ in gim_patches_16((1, 28, 28), 10).named_children()]
     ['patches', 'conv1', 'conv2', 'conv3', 'conv4', 'mean', 'head']
     """
-    return patches(shape, classes, patch=8, stride=4)
+    return patches(shape, classes, patch=8, stride=4, width=16)
 
 
 def phsic_mlp_plain(shape: Shape, classes: int) -> nn.Sequential:

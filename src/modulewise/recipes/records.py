@@ -16,7 +16,16 @@ from .recipe import Recipe, Row
 
 __all__ = ["Book", "Record", "fingerprint", "setting"]
 
-_APART = ("seeds", "threads", "device")
+_APART = frozenset({"data", "seeds", "threads", "device"})
+_ALWAYS = frozenset(
+    {
+        *("methods", "model", "parts", "cuts", "epochs", "batch_size", "optimizer", "lr", "last_lr", "momentum"),
+        *("weight_decay", "schedule_lr", "milestones", "decay", "augment", "normalize", "precision", "train_limit"),
+        *("test_limit", "balance", "recompute", "probe"),
+    }
+)
+"""Fields of an experiment that were there with the first record; later ones count where they are set, so that a new
+field leaves older records theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +115,15 @@ def setting(recipe: Recipe, row: Row, *, experiment: Experiment, quick: bool, de
     """What identifies a row's setting: all that its figure follows from but the seed, as 16 hexadecimal digits.
 
     The recipe's name is not in it, so that recipes with the same end-to-end row share its runs, and neither are the
-    place of the data, the index of the GPU and the number of threads, which only changes the order of sums.
+    place of the data, the index of the GPU and the number of threads, which only changes the order of sums. Code is not
+    seen: a record has its commit, and a network that changes gets another name.
     """
-    facts = {key: value for key, value in experiment.to_json().items() if key not in _APART}
+    plain = Experiment(methods=experiment.methods).to_json()
+    facts = {
+        key: value
+        for key, value in experiment.to_json().items()
+        if key not in _APART and (key in _ALWAYS or value != plain[key])
+    }
     facts |= {"data": recipe.data, "quick": quick, "device": device.partition(":")[0]}
     return _digest(facts | {"evaluation": row.evaluation.value})
 

@@ -14,7 +14,7 @@ from .. import compare
 from ..compare import Experiment, Result, Run, Watcher
 from ..compare.assembling import Workshop, device_of
 from ..compare.scoring import Scores, hidden_scores
-from ..errors import ModulewiseError
+from ..errors import DataError, ModulewiseError
 from ..partition import Partition
 from .places import data_place
 from .recipe import Evaluation, Machine, Recipe, Row
@@ -205,6 +205,17 @@ def _shared(task: _Task, twin: Record) -> Record:
     return replace(twin, **said, figure=figure, shared=twin.shared or twin.recipe)
 
 
+def _missing(recipe: Recipe, orders: Orders) -> str | None:
+    """Why a recipe cannot be run here; None if it can."""
+    if orders.device_for(recipe).startswith("cuda") and not torch.cuda.is_available():
+        return "no GPU"
+    try:
+        data_place(recipe.data, folder=orders.data)
+    except DataError:
+        return f"no data set {recipe.data}"
+    return None
+
+
 def run_all(
     recipes: Iterable[Recipe],
     orders: Orders,
@@ -213,30 +224,31 @@ def run_all(
     watchers: Callable[[], Sequence[Watcher]] = tuple,
     told: Callable[[Recipe], None] = lambda recipe: None,
     clock: Callable[[], float] = time.monotonic,
-) -> list[Recipe]:
+) -> list[tuple[Recipe, str]]:
     """Run what is left of many recipes, those of the CPU first, the quickest of them first.
 
     Args:
         recipes: which.
-        orders: how; a recipe whose device is not there is left out.
+        orders: how; a recipe whose device or data is not there is left out.
         hours: nothing is started after so many; None for no end. The same call goes on from there.
         watchers: makes those who are told of a run.
         told: called with every recipe that is begun.
         clock: seconds.
 
     Returns:
-        The recipes whose device is not there.
+        The recipes left out, each with the reason.
 
     Raises:
-        ModulewiseError: hours is not above 0; a set is not there, or a row does not fit it.
+        ModulewiseError: hours is not above 0, or a row does not fit its data.
     """
     if hours is not None and not hours > 0:
         raise ModulewiseError(f"hours={hours}, expected a number above 0")
     end = None if hours is None else clock() + 3600 * hours
     left_out = []
     for recipe in sorted(recipes, key=lambda one: (one.device is not Machine.CPU, one.minutes, one.name)):
-        if orders.device_for(recipe).startswith("cuda") and not torch.cuda.is_available():
-            left_out.append(recipe)
+        missing = _missing(recipe, orders)
+        if missing is not None:
+            left_out.append((recipe, missing))
             continue
         told(recipe)
         run(recipe, orders, watchers=watchers, stop=lambda: end is not None and clock() >= end)
