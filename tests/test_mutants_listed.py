@@ -49,4 +49,4 @@ def test_defect_names_tests_that_exist(mutant) -> None:
     assert mutant.tests
     for test in mutant.tests:
         path, _, function = test.partition("::")
-        assert f"def {function.partition('[')[0]}(" in (ROOT / path).read_text()
+        assert f"def {function.rpartition('::')[2].partition('[')[0]}(" in (ROOT / path).read_text()

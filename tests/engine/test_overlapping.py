@@ -234,6 +234,16 @@ class TestViewsOfAMethod:
         pairs = zip(made.partition.model.parameters(), given.partition.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
+    def test_they_are_drawn_anew_in_every_step(self):
+        x, y = rows(8)
+        trainer = trainer_of(seeded(perceptron), Doubled(), PARTS, x)
+        first, _ = trainer.prepared(x, y, views=1)
+        again, _ = trainer.prepared(x, y, views=1)
+        trainer.step(x, y)
+        second, _ = trainer.prepared(x, y, views=1)
+        assert torch.equal(first, again)
+        assert not torch.equal(first[8:], second[8:])
+
     def test_views_of_both_are_refused(self):
         x, y = rows(8)
         with pytest.raises(mw.errors.MethodError, match="makes its own"):
