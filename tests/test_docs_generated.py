@@ -62,7 +62,9 @@ def test_tables_are_the_generated_ones(path: Path) -> None:
 def test_the_readme_has_every_table() -> None:
     """Methods, results, memory and speed; every method of the library is in the first."""
     text = (ROOT / "README.md").read_text()
-    assert sorted(BEGIN.findall(text)) == sorted(set(TABLES.tables()) - {"recipes"})  # docs/recipes.md has these
+    assert sorted(BEGIN.findall(text)) == sorted(
+        set(TABLES.tables()) - {"recipes", "objectives"}
+    )  # on pages of their own
     listed = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert len(listed) == len(modulewise.methods.__all__)
 
@@ -94,6 +96,19 @@ def test_what_has_not_run_is_said(tmp_path: Path) -> None:
     """No file of results: the tables say so."""
     assert "not run yet" in TABLES.results_table(tmp_path)
     assert "not run yet" in TABLES.benchmark_table(tmp_path, memory=True)
+    assert "not run yet" in TABLES.objectives_table(tmp_path)
+
+
+def test_objectives_have_one_row_with_both_ratios(tmp_path: Path) -> None:
+    """Seconds and bytes of one case stand beside one another, and not among the other benchmarks."""
+    rows = [
+        benchmark(case="net, 4 parts, DGL, linear head / E2EBP", ratio=0.5),
+        benchmark(case="net, 4 parts, DGL, linear head / E2EBP", quantity="seconds", ratio=1.25),
+    ]
+    (tmp_path / "bench-heads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "| DGL, linear head | 1.25 | 0.50 |" in TABLES.objectives_table(tmp_path)
+    assert "net, 4 parts, cpu" in TABLES.objectives_table(tmp_path)
+    assert "DGL" not in TABLES.benchmark_table(tmp_path, memory=True)
 
 
 def test_benchmark_rows_are_split_by_quantity(tmp_path: Path) -> None:

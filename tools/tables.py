@@ -30,6 +30,7 @@ BYTES = ("peak", "bytes")
 SECTION = re.compile(r"(<!-- (?P<name>\w+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
 HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
+OBJECTIVES = "bench-heads.jsonl"
 RECIPES = "recipes.jsonl"
 RECIPE_HEADINGS = ("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs")
 
@@ -99,7 +100,8 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
         folder: where `bench-*.jsonl` lie.
         memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
     """
-    rows = [row for path in sorted(folder.glob("bench-*.jsonl")) for row in _rows(path)]
+    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name != OBJECTIVES]
+    rows = [row for path in paths for row in _rows(path)]
     rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
     if not rows:
         return _table(HEADINGS, [(NOT_RUN, *[""] * (len(HEADINGS) - 1))])
@@ -111,6 +113,23 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
     if all(row["device"].startswith("cpu") for row in rows):
         tables.append(f"On a GPU: {NOT_RUN}.")
     return "\n\n".join(tables)
+
+
+def objectives_table(folder: Path) -> str:
+    """What every method's objective costs, one row a method: step time and peak memory relative to E2EBP."""
+    headings = ("objective", "step time / E2EBP", "peak memory / E2EBP")
+    path = folder / OBJECTIVES
+    rows = _rows(path) if path.is_file() else []
+    if not rows:
+        return _table(headings, [(NOT_RUN, "", "")])
+    ratios: dict[str, dict[str, float]] = {}
+    for row in rows:
+        setting, _, case = row["case"].partition(" parts, ")
+        ratios.setdefault(case.removesuffix(" / E2EBP"), {})[row["quantity"]] = row["ratio"]
+    first = rows[0]
+    caption = f"{setting} parts, {first['device']}, torch {first['versions']['torch']}, seed {first['seed']}:"
+    body = [(case, f"{found['seconds']:.2f}", f"{found['peak']:.2f}") for case, found in ratios.items()]
+    return f"{caption}\n\n{_table(headings, body)}"
 
 
 def _benchmarks(rows: Sequence[dict[str, Any]], *, memory: bool) -> str:
@@ -136,6 +155,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "methods": lambda: methods_table(RESULTS),
         "recipes": lambda: recipes_table(RESULTS),
         "results": lambda: results_table(RESULTS),
+        "objectives": lambda: objectives_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
     }
