@@ -18,7 +18,6 @@ from .builtin import Shape, cnn, lenet5, mlp, resnet32, resnet110, vgg8b, vgg11b
 from .gated import gln
 from .greedy import greedy_cnn
 from .grouped import phsic_cnn, phsic_mlp
-from .kernel_machines import klenet5, kmlp
 from .normalized import rms_mlp
 from .patching import patches
 
@@ -29,8 +28,6 @@ _BUILT_IN: Mapping[str, Callable[[Shape, int], nn.Module]] = MappingProxyType(
         "cnn": cnn,
         "gln": gln,
         "greedy-cnn": greedy_cnn,
-        "klenet5": klenet5,
-        "kmlp": kmlp,
         "lenet5": lenet5,
         "mlp": mlp,
         "patches": patches,
