@@ -39,6 +39,6 @@ print(f"test accuracy {accuracy:.3f}")
 assert accuracy > 0.9
 
 # Samples of one class have come close, so that their centres can be merged: fewer kernels, much the same function.
-model.head = mw.models.merged(model.head, distance=1.0)
+model.head = mw.models.merged(model.head, distance=3.0)
 print(f"{len(model.head.centres)} of {CENTRES} centres: test accuracy {trainer.evaluate(test).accuracy:.3f}")
 assert trainer.evaluate(test).accuracy > accuracy - 0.02
