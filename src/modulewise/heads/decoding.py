@@ -35,7 +35,7 @@ class _Upsample(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, *sizes)."""
-        return F.interpolate(h, size=self.sizes, mode=_MODE[len(self.sizes)], align_corners=False)
+        return F.interpolate(h, size=self.sizes, mode=_MODE[len(self.sizes)], align_corners=True)
 
 
 def decoder(boundary: Boundary, shape: Sequence[int], *, width: int = 12) -> nn.Module:

@@ -107,8 +107,9 @@ def edge(hypothesis: Tensor, y: Tensor, *, previous: Tensor) -> Tensor:
 def weak_learning_edge(after: Tensor, before: Tensor) -> Tensor:
     """What a block adds, gamma_t = sqrt((after^2 - before^2) / (1 - before^2)); below 0 where it takes away.
 
-    The error on the training data falls as exp(-T gamma^2 / 2) where every one of T blocks has gamma_t >= gamma > 0
-    (and exp(-y o_after), exp(y o_before) do not correlate positively).
+    For two classes the error on the training data falls as exp(-T gamma^2 / 2) where every one of T blocks has gamma_t
+    >= gamma > 0, alpha is set from the edges, 1/2 log((1 + after) / (1 - after)), and exp(-y o_after), exp(y o_before)
+    do not correlate positively. With more classes there is no such rate here.
 
     Args:
         after: the edge of the module with the block, in [-1, 1].

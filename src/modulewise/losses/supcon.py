@@ -19,8 +19,8 @@ def supervised_contrastive(z: Tensor, y: Tensor, *, temperature: float = 0.07) -
         L = -1/N sum_i 1/|P(i)| sum_{p in P(i)} log(exp(u_i . u_p / t) / sum_{a != i} exp(u_i . u_a / t)).
 
     A sample alone in its class has no positive: its term is 0, and it still counts in N. So the loss and its gradient
-    are 0 where no two samples share a class, as in a batch of one. Equal features give log(N - 1), and so
-    does a batch of one class at best, in which samples can only spread out.
+    are 0 where no two samples share a class, as in a batch of one. Equal features give (M / N) log(N - 1), M the
+    samples with a positive, and so does a batch of one class at best, in which similarities are only made equal.
 
     Args:
         z: (N, D); axes after the first are flattened. A sample of norm zero has similarity 0 to all others.

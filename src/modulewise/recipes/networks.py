@@ -10,7 +10,6 @@ from torch import nn
 from .. import models
 from ..models import Shape
 from ..models.greedy import greedy_cnn
-from ..models.grouped import phsic_mlp
 from ..models.patching import patches
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "local_loss_vgg8b_leaky",
     "local_loss_vgg11b",
     "local_loss_vgg11b_leaky",
-    "phsic_mlp_plain",
     "resnet18_small",
 ]
 
@@ -133,11 +131,6 @@ def gim_patches_16(shape: Shape, classes: int) -> nn.Sequential:
     ['patches', 'conv1', 'conv2', 'conv3', 'conv4', 'mean', 'head']
     """
     return patches(shape, classes, patch=8, stride=4, width=16)
-
-
-def phsic_mlp_plain(shape: Shape, classes: int) -> nn.Sequential:
-    """`models.phsic_mlp` without divisive normalisation, as published for the end-to-end figure."""
-    return phsic_mlp(shape, classes, groups=None)
 
 
 def resnet18_small(shape: Shape, classes: int) -> nn.Module:

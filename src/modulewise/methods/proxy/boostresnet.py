@@ -62,10 +62,10 @@ class BoostResNet(PartwiseMethod):
         F. Huang, J. T. Ash, J. Langford, R. E. Schapire, Learning Deep ResNet Blocks Sequentially using Boosting
         Theory, ICML 2018, https://arxiv.org/abs/1706.04964
 
-    Departs from the paper: the output is bounded by a softmax, as in the authors' code for several classes, and not
-    by a bound on ||W||_1; the published code descends exp(cross-entropy) and sets alpha_t from the edge, here both
-    follow the paper's minimisation (6). The number of parts is given, no part is added or stopped by its edge. Any
-    network is taken; the theory is for residual blocks.
+    Departs from the paper: the output is bounded by a softmax over classes, and not by a bound on ||W||_1 (the authors'
+    script has a softmax over the batch, and starts from an edge of 0.5); the published code descends exp(cross-
+    entropy) and sets alpha_t from the edge, here both follow the paper's minimisation (6). The number of parts is
+    given, no part is added or stopped by its edge. Any network is taken; the theory is for residual blocks.
 
     >>> from modulewise.partition.boundary import Boundary
     >>> site = Site(0, 2, None, Boundary("layer1", (2, 8, 4, 4)), loss=losses.classification)

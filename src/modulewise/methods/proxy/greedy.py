@@ -21,9 +21,9 @@ class Greedy(PartwiseMethod):
     C_1 is linear after average pooling to 2x2; C_k has k - 1 convolutions before it. Published with one
     part after another (`schedules.sequential`); side by side it is decoupled greedy learning with another
     head. `models.greedy_cnn` is the paper's network; `engine.exits.ensemble` is its ensemble of the heads
-    after training, Z = sum_j 2^j z_j. Progressive improvement (proposition 3.1): a new block that is the
-    identity, under the head of the part below, gives the same logits, since ReLU(ReLU(h)) = ReLU(h); the best
-    training error of a part is thus at most that of the part below.
+    after training, Z = sum_j 2^j z_j. Progressive improvement (proposition 3.1): a new block that can be the
+    identity (same shape, no norm in the way), under the head of the part below, gives the same logits, since
+    ReLU(ReLU(h)) = ReLU(h); the least training loss of such a part is at most that of the part below.
 
     Args:
         classes: number of classes, >= 1.

@@ -42,8 +42,8 @@ class InfoPro(PartwiseMethod):
         information: lambda_2 of the first part, >= 0, default 1.
         information_last: lambda_2 of the part before the last, >= 0, default 2.
         normalize: how images were normalised: their pixels in [0, 1] are then the target of a cross-entropy. None:
-            the input as it is is the target, whatever its range, of an eighth of the mean squared error (as steep at
-            most as the cross-entropy).
+            the input as it is is the target, whatever its range, of an eighth of the mean squared error (whose
+            curvature, 1/4, is the largest that the cross-entropy has).
         features: reconstruct the part's own input h_in in that way instead; the first part's is x.
         criterion: the classifier's criterion(logits, y) -> scalar.
 
@@ -55,9 +55,8 @@ class InfoPro(PartwiseMethod):
         Y. Wang, Z. Ni, S. Song, L. Yang, G. Huang, Revisiting Locally Supervised Learning: an Alternative to
         End-to-end Training, ICLR 2021, https://arxiv.org/abs/2101.10832
 
-    Departs from the paper: the squared error where there is no normalisation to undo; the decoder resizes without
-    aligning corners; see `heads.decoder` and `heads.condensing` for boundaries that are no grids. The
-    authors' ImageNet heads are larger than these.
+    Departs from the paper: the squared error where there is no normalisation to undo; see `heads.decoder` and
+    `heads.condensing` for boundaries that are no grids. The authors' ImageNet heads are larger than these.
 
     >>> import torch
     >>> from modulewise.partition.boundary import Boundary

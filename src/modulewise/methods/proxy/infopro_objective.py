@@ -18,8 +18,8 @@ from ...objective import Context, Objective, Signal, Site
 __all__ = ["Information", "Label", "input_shape"]
 
 # The cross-entropy's second derivative by a logit is s (1 - s) <= 1/4, that of the square is 2: an eighth of the square
-# is as steep at most, so that weights and learning rates made for one are good for the other.
-_AS_STEEP = 1 / 8
+# has the largest curvature of the cross-entropy. The plain square diverged at learning rates made for that.
+_AS_CURVED = 1 / 8
 
 Label = Callable[[Tensor, Tensor], Tensor]
 """label(condensed (N, D), y (N,)) -> scalar."""
@@ -57,9 +57,9 @@ class _Target:
     def distance(self, decoded: Tensor, context: Context, site: Site) -> Tensor:
         if self.features:
             assert site.input is not None
-            return _AS_STEEP * losses.mean_squared_error(decoded, site.input.channels_first(context.h_in))
+            return _AS_CURVED * losses.mean_squared_error(decoded, site.input.channels_first(context.h_in))
         if self.normalize is None:
-            return _AS_STEEP * losses.mean_squared_error(decoded, context.x)
+            return _AS_CURVED * losses.mean_squared_error(decoded, context.x)
         return losses.pixel_cross_entropy(decoded, self.normalize.undone(context.x))
 
 

@@ -37,7 +37,7 @@ class KernelProxy(PartwiseMethod):
             `log_contrastive`, `raw`, `nmse`, `srs_1` and `srs_2` (minus the proxies of the first paper).
         negatives_only: pairs of two classes alone, default False.
         pool: average spatial axes to this size before flattening, >= 1; None keeps all positions. The paper's
-            "reapen" kernel pools to 4x4 after the ReLU: `losses.RELU` with pool=4 on a part that ends in ReLU.
+            "reapen" kernel averages windows of 4x4 after the ReLU: on the 4x4 maps of its ResNet-18 that is pool=1.
         projection: outputs, >= 1, of a head of two layers that the kernel then reads (hidden width: the mean of what
             goes in and out; tokens are averaged first), trained with the part; None for no head.
 

@@ -31,7 +31,8 @@ class PredSim(PartwiseMethod):
     random, sim matches R(onehot(y) P), and pred is the binary cross-entropy of W avgpool(h_out) + b with the
     signs of onehot(y) P, its error reaching h_out through a fixed random B in place of W. No error passes
     a trained weight then, but inside the part: a part of several layers still backpropagates through them,
-    one of a single layer through its normalisation and activation alone.
+    one of a single layer through its normalisation and activation alone. Both terms together are published
+    with beta = 0.01 there.
 
     Args:
         classes: number of classes, >= 2.
