@@ -179,6 +179,16 @@ class Objective(nn.Module, ABC):
     rule: LayerRule | None = None
     taps: tuple[str, ...] = ()
 
+    @property
+    def talks(self) -> bool:
+        """Whether the objective has to do with other parts, so that they must run in the same step."""
+        return self.waits or self.hears or self.overlaps or self.reads_input_gradient
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The head that gives logits of the classes from h_out, for early exits; None where there is none."""
+        return None
+
     @abstractmethod
     def forward(self, context: Context) -> Signal:
         """The part's learning signal."""

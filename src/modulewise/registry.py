@@ -182,8 +182,7 @@ def has_heads(method: Method) -> bool:
     site = Site(1, 3, boundary, boundary, losses.classification, x=x)
     with preserved_generators():
         objective = method.objective(site)
-    talks = objective.waits or objective.hears or objective.overlaps or objective.reads_input_gradient
-    alone = not (talks or method.makes_views)
+    alone = not (objective.talks or method.makes_views)
     return alone and objective.role is Role.HEAD and next(objective.parameters(), None) is not None
 
 

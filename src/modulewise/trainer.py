@@ -98,8 +98,8 @@ class Trainer:
         self.solver: Solver | None = None
         self.objectives: list[Objective] = []
         if isinstance(method, SolverMethod):
-            if optimizer is not None:
-                raise MethodError(f"{type(method).__name__} has its own update and takes no optimizer; leave it out")
+            settings = (optimizer, scheduler, clip_norm, precision, accumulate, compile, recompute)
+            _refuse_settings(method, *settings)
             self.solver = method.solver(partition, loss=loss, seed=seed)
         elif isinstance(method, PartwiseMethod):
             if optimizer is None:
@@ -274,3 +274,14 @@ class _Guard:
         self.generators.__exit__(None, None, None)
         if kind is not None:
             self.updater.clear()
+
+
+_SETTINGS = ("optimizer", "scheduler", "clip_norm", "precision", "accumulate", "compile", "recompute")
+_UNSET = (None, None, None, torch.float32, 1, False, False)
+
+
+def _refuse_settings(method: Method, *values: Any) -> None:
+    """A method with its own update has no use for how others are updated."""
+    given = [word for word, value, unset in zip(_SETTINGS, values, _UNSET, strict=True) if value != unset]
+    if given:
+        raise MethodError(f"{type(method).__name__} has its own update and takes no {', '.join(given)}; leave it out")

@@ -14,7 +14,7 @@ from torch import Tensor
 import modulewise as mw
 from modulewise import losses, models
 from modulewise.methods import ForwardForward
-from modulewise.methods.proxy.forward_forward import class_goodness, with_label
+from modulewise.methods.proxy.forward_forward_labels import class_goodness, with_label
 
 CLASSES = 3
 quick = settings(max_examples=20, deadline=None, database=None)
@@ -167,6 +167,22 @@ def test_both_schedules_take_it():
 def test_inputs_without_room_for_a_label_are_refused(x, message):
     with pytest.raises(mw.errors.MethodError, match=message):
         ForwardForward(CLASSES).prepare(x, torch.tensor([0, 1, 2, 0]))
+
+
+@pytest.mark.parametrize(
+    "y", [torch.tensor([0, 1, 2, -100]), torch.tensor([0, 1, 2, 3]), torch.zeros(4), torch.zeros(4, 2).long(), None]
+)
+def test_labels_that_cannot_be_written_are_refused(y):
+    """-100 would be an index from the end."""
+    with pytest.raises(mw.errors.MethodError, match="no class in 0 to 2"):
+        ForwardForward(CLASSES).prepare(draw(4, 200), y)
+
+
+def test_a_part_is_not_given_samples_without_labels_for_labelled_ones():
+    """What `prepare` makes, and nothing else."""
+    trainer = trainer_of()
+    with pytest.raises(mw.errors.MethodError, match="views=1"):
+        trainer.batch(draw(6, 1, 2, 4), torch.arange(6) % CLASSES).up(0)
 
 
 @pytest.mark.parametrize("values", [{"classes": 1}, {"classes": 3, "threshold": 0.0}])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import modulewise as mw
 from modulewise import losses
 from modulewise.methods import TRGL, Greedy
-from modulewise.methods.proxy.trgl import is_composite, outermost
+from modulewise.methods.proxy.trgl import candidates, is_composite, outermost
 
 CLASSES = 3
 
@@ -97,7 +97,32 @@ def test_without_a_block_it_is_the_greedy_loss():
 
 def test_blocks_are_the_outermost_modules_made_of_others():
     nested = nn.Sequential(nn.Sequential(nn.TransformerEncoderLayer(4, 1)), nn.ReLU())
-    assert list(outermost([("body", nested)], is_composite)) == ["body.0.0"]
+    names = list(candidates([("body", nested)], is_composite))
+    assert names == ["body.0.0", "body.0.0.self_attn"]
+    assert outermost(names) == ["body.0.0"]
+
+
+class Stage(nn.Module):
+    """A stage of its own class: it changes the shape, the blocks inside it keep theirs."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.down, self.blocks = nn.Linear(inputs, outputs), nn.Sequential(Block(outputs, outputs))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.blocks(self.down(h))
+
+
+def test_blocks_inside_a_stage_that_changes_the_shape_count():
+    """Otherwise tau would have no effect on networks whose stages are modules of their own."""
+    x, y = batch()
+    weights = []
+    for tau in (1e-3, 1e3):
+        torch.manual_seed(0)
+        model = nn.Sequential(Stage(5, 8), Stage(8, 6), nn.Linear(6, CLASSES)).double()
+        trainer_of(TRGL(CLASSES, tau=tau, head=mw.heads.linear), model).step(x, y)
+        weights.append(model[0].down.weight.detach())
+    assert not torch.allclose(*weights, rtol=1e-3)
 
 
 def test_blocks_can_be_named_by_a_predicate():

@@ -168,9 +168,9 @@ class Workshop:
             method,
             loss=losses.classification,
             optimizer=None if row.solves else _optimizer(experiment, rate, last=len(partition) - 1),
-            scheduler=_scheduler(experiment),
-            precision=experiment.precision,
-            recompute=experiment.recompute,
+            scheduler=None if row.solves else _scheduler(experiment),
+            precision=torch.float32 if row.solves else experiment.precision,
+            recompute=experiment.recompute and not row.solves,
             seed=seed,
         )
 

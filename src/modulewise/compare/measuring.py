@@ -74,12 +74,14 @@ def _pieces(trainer: Trainer, row: Configuration, x: Tensor, y: Tensor, *, kept:
         yield _Piece(lambda: trainer.step(x, y, views=row.views), (x, y), None)
         return
     for part in range(len(trainer.partition)):
-        reads = set(trainer.partition.reads(x, part))
-        ready = _boundaries(trainer, part, x, reads) if kept else None
+        fed, _ = trainer.prepared(x, y, views=row.views)
+        reads = set(trainer.partition.reads(fed, part))
+        ready = _boundaries(trainer, part, fed, reads) if kept else None
 
         def run(part: int = part, reads: set[int] = reads, ready: dict[int, Tensor] | None = ready) -> None:
-            boundaries = _boundaries(trainer, part, x, reads) if ready is None else ready
-            batch = trainer.batch(x, y, views=row.views, boundaries=boundaries)
+            fed, views = trainer.prepared(x, y, views=row.views)
+            boundaries = _boundaries(trainer, part, fed, reads) if ready is None else ready
+            batch = trainer.batch(fed, y, views=views, boundaries=boundaries)
             with trainer.guarded():
                 batch.up(part)
                 batch.down()

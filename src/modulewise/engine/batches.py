@@ -59,8 +59,8 @@ class Batch:
     """The parts' work on one batch.
 
     With `accumulate` slices a part sees all slices, then steps, then the next part runs; so one part's gradients live
-    at a time. Where a part waits for messages, each slice goes through all parts instead, and all gradients live
-    together.
+    at a time. Where a part waits for messages, or for the loss above it, each slice goes through all parts
+    instead, and all gradients live together.
 
     Args:
         engine: what to run on.
@@ -84,7 +84,7 @@ class Batch:
         boundaries: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.engine = engine
-        self.whole = accumulate > 1 and any(objective.waits for objective in engine.objectives)
+        self.whole = accumulate > 1 and any(o.waits or o.overlaps for o in engine.objectives)
         if accumulate == 1:
             self.sessions = [Session(engine, x, y, views=views, step=step, boundaries=boundaries)]
             self.sizes = [1]

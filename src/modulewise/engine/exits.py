@@ -110,11 +110,11 @@ def ensemble(
 
 def _head(objectives: Sequence[Objective], part: int) -> nn.Module:
     objective = objectives[part] if part < len(objectives) else None
-    head = getattr(objective, "head", None)
-    if not isinstance(head, nn.Module):
+    head = None if objective is None else objective.classifier
+    if head is None:
         raise MethodError(
             f"part {part} has {'no objective' if objective is None else type(objective).__name__}, an exit before the "
-            "last part needs an objective with a `head`; choose other parts= or a method with heads, such as Greedy"
+            "last part needs an objective with a `classifier`; choose other parts= or a method such as Greedy"
         )
     return head
 

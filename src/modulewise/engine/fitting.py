@@ -127,10 +127,8 @@ def _length(loader: Iterable[Any]) -> int | None:
 def _check(trainer: Trainer, schedule: Schedule, epochs: int) -> None:
     if epochs < 1:
         raise MethodError(f"epochs={epochs}, expected at least 1")
-    feedback = (
-        any(o.waits or o.hears or o.reads_input_gradient for o in trainer.objectives) or trainer.solver is not None
-    )
-    if feedback and not schedule.allows_feedback:
+    talks = any(o.talks for o in trainer.objectives) or trainer.method.locality.sends_feedback
+    if (talks or trainer.solver is not None) and not schedule.allows_feedback:
         raise MethodError(
             f"{type(trainer.method).__name__} needs later parts in the same step, which {type(schedule).__name__} does "
             "not run; use schedules.simultaneous or a method without feedback"

@@ -161,13 +161,15 @@ class Session:
             h = h.float()
         return h.requires_grad_(reads_gradient)
 
-    def _run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False) -> Any:
+    def _run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False, again: bool = False) -> Any:
         def enter(index: int) -> None:
             set_generators(seed_of(self.engine.seed, self.micro.draw, index))
 
-        names = self.engine.objectives[part].taps
+        names = () if again else self.engine.objectives[part].taps
         modules = {name: self.engine.partition.model.get_submodule(name) for name in names}
-        with self.engine.rule(part), self.engine.autocast(self.device), tapped(modules) as self.taps[part]:
+        with self.engine.rule(part), self.engine.autocast(self.device), tapped(modules) as seen:
+            if not again:
+                self.taps[part] = seen
             return self.engine.partition.run(
                 part,
                 self.x,
@@ -207,7 +209,7 @@ class Session:
         def run(h: Any) -> Any:
             x, given = (h, fed) if part == 0 else (self.x, {**fed, part - 1: h})
             session = self if part else Session(self.engine, x, self.y, step=self.step, micro=self.micro)
-            return session._run(part, given, recomputing=True)
+            return session._run(part, given, recomputing=True, again=True)
 
         return Context(
             h_in=fed[part - 1] if part else self.x,

@@ -17,20 +17,15 @@ __all__ = ["MomentumHead", "averaged_copy", "momentum_head"]
 
 
 def averaged_copy(module: nn.Module) -> nn.Module:
-    """A deep copy in training mode whose parameters have become buffers of the same names and values.
+    """A deep copy in training mode whose parameters require no gradient.
 
-    An optimiser does not see them, a checkpoint does, and gradients pass through to what the copy is fed.
+    No optimiser is given them, a checkpoint has them, and gradients pass through to what the copy is fed. They stay
+    parameters, because recurrent layers keep references to theirs.
 
-    >>> copied = averaged_copy(nn.Linear(2, 2))
-    >>> [name for name, _ in copied.named_buffers()], list(copied.parameters())
-    (['weight', 'bias'], [])
+    >>> [(name, p.requires_grad) for name, p in averaged_copy(nn.Linear(2, 2)).named_parameters()]
+    [('weight', False), ('bias', False)]
     """
-    copied = copy.deepcopy(module)
-    for submodule in copied.modules():
-        for name, parameter in list(submodule.named_parameters(recurse=False, remove_duplicate=False)):
-            delattr(submodule, name)
-            submodule.register_buffer(name, parameter.detach().clone())
-    return copied.train()
+    return copy.deepcopy(module).requires_grad_(False).train()
 
 
 class MomentumHead(nn.Module):
@@ -65,7 +60,7 @@ class MomentumHead(nn.Module):
     def follow(self) -> None:
         """Move the average towards the block's present weights; buffers are left alone."""
         live = dict(self._live[0].named_parameters(remove_duplicate=False))
-        average = [self.average.get_buffer(name) for name in live]
+        average: list[Tensor] = [self.average.get_parameter(name) for name in live]
         weights = [parameter.detach().to(old) for parameter, old in zip(live.values(), average, strict=True)]
         torch._foreach_lerp_(average, weights, 1 - self.momentum)
 

@@ -49,6 +49,11 @@ class HeadLoss(Objective):
         self.head = head
         self.criterion = criterion
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The head."""
+        return self.head
+
     def forward(self, context: Context) -> Signal:
         """The criterion on the head's logits."""
         return Signal(loss=self.criterion(self.head(context.h_out), context.labels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..objective import Context, Objective, Signal, Site
 
@@ -34,6 +34,11 @@ class Overlapping(Objective):
         self.rule, self.taps = inner.rule, inner.taps
         self.overlaps = not (closed or site.last)
         self.reads_input_gradient = site.part > 0
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The inner objective's."""
+        return self.inner.classifier
 
     def forward(self, context: Context) -> Signal:
         """The inner signal."""

@@ -13,6 +13,7 @@ from ..models.greedy import greedy_cnn
 from ..models.patching import patches
 
 __all__ = [
+    "gim_patches_4",
     "gim_patches_16",
     "greedy_cnn_linear",
     "hsic_mlp",
@@ -144,3 +145,12 @@ def resnet18_small(shape: Shape, classes: int) -> nn.Module:
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     network.conv1, network.maxpool = stem, nn.Identity()
     return network
+
+
+def gim_patches_4(shape: Shape, classes: int) -> nn.Sequential:
+    """`models.patches` on patches of 4 x 4 pixels, at every place, from 16 channels on.
+
+    >>> [name for name, _ in gim_patches_4((1, 8, 8), 10).named_children()]
+    ['patches', 'conv1', 'conv2', 'conv3', 'conv4', 'mean', 'head']
+    """
+    return patches(shape, classes, patch=4, stride=1, width=16)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..compare import Experiment
 from ..errors import ModulewiseError
@@ -171,9 +172,8 @@ class Book:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = len(self._whole())
-            with self.path.open("ab") as file:
-                file.truncate(whole)
+            with self.path.open("a+b") as file, _alone(file):
+                file.truncate(len(self._whole()))
                 file.write(json.dumps(record.to_json()).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -188,3 +188,18 @@ class Book:
         except OSError as error:
             raise ModulewiseError(f"{self.path} cannot be read: {error.strerror or error}") from error
         return content[: content.rfind(b"\n") + 1]
+
+
+@contextmanager
+def _alone(file: BinaryIO) -> Iterator[None]:
+    """No other process of this machine appends in the block, where the system can lock files."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -156,7 +156,17 @@ def _difference(recipe: Recipe, row: Row, records: Sequence[Record]) -> str:
     mine, theirs = reached(recipe, row, records), reached(recipe, other, records)
     if not mine.proven or not theirs.proven:
         return ""
-    return f"{statistics.fmean(mine.figures) - statistics.fmean(theirs.figures):+.2f}"
+    pairs = _common(recipe, row, other, records)
+    return f"{statistics.fmean(a - b for a, b in pairs):+.2f}" if pairs else ""
+
+
+def _common(recipe: Recipe, row: Row, other: Row, records: Sequence[Record]) -> list[tuple[float, float]]:
+    """The figures of two rows for the seeds that both have finished."""
+    mine, theirs = (
+        {r.seed: r.figure for r in _found(recipe, one, records, quick=False) if r.figure is not None}
+        for one in (row, other)
+    )
+    return [(mine[seed], theirs[seed]) for seed in mine.keys() & theirs.keys()]
 
 
 def _note(row: Row, runs: Sequence[Record]) -> str:

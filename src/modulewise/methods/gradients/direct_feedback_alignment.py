@@ -63,7 +63,7 @@ class _OutputError(Objective):
     def forward(self, context: Context) -> Signal:
         """The task loss; dL/d(output) is kept until `messages`."""
         output = _output_tensor(context.h_out)
-        loss = self.loss(context.h_out, context.y)
+        loss = self.loss(context.h_out, context.labels)
         (self._error,) = torch.autograd.grad(loss, output, retain_graph=True)
         return Signal(loss=loss)
 

@@ -45,7 +45,7 @@ class _Guessed(Objective):
     def forward(self, context: Context) -> Signal:
         """The guessed gradient."""
         with torch.no_grad():
-            guess = self.predictor(context.h_out.detach(), context.y) / len(context.h_out)
+            guess = self.predictor(context.h_out.detach(), context.labels) / len(context.h_out)
         return Signal(gradient=guess.to(context.h_out.dtype))
 
     def messages(self, context: Context) -> Mapping[int, Tensor]:
@@ -54,7 +54,7 @@ class _Guessed(Objective):
 
     def hear(self, context: Context) -> Signal:
         """The predictor's squared error against the gradient that arrived."""
-        guess = self.predictor(context.h_out.detach(), context.y)
+        guess = self.predictor(context.h_out.detach(), context.labels)
         return Signal(loss=predictor_loss(guess, received_gradient(context)))
 
 

@@ -28,7 +28,12 @@ class BoostedModule(Objective):
     def __init__(self, head: nn.Module, *, alpha: float) -> None:
         super().__init__()
         self.head = head
-        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The head."""
+        return self.head
 
     def hypothesis(self, h: Tensor) -> Tensor:
         """The module's bounded output o (N, C), in float32 or wider; what `losses.edge` takes."""
@@ -37,7 +42,7 @@ class BoostedModule(Objective):
 
     def forward(self, context: Context) -> Signal:
         """The exponential loss of the module's scores."""
-        return Signal(loss=losses.exponential_loss(self.alpha * self.hypothesis(context.h_out), context.y))
+        return Signal(loss=losses.exponential_loss(self.alpha * self.hypothesis(context.h_out), context.labels))
 
 
 @dataclass(frozen=True)

@@ -12,49 +12,9 @@ from ... import losses
 from ...errors import MethodError
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Loss, Objective, Signal, Site
-from ...partition import Partition
+from .forward_forward_labels import with_label
 
-__all__ = ["ForwardForward", "class_goodness", "with_label"]
-
-
-def with_label(x: Tensor, y: Tensor, *, classes: int) -> Tensor:
-    """The input with its first `classes` elements replaced by the one-hot label, in x's least and largest value.
-
-    Args:
-        x: input (N, ...), of at least `classes` elements a sample.
-        y: class indices (N,).
-        classes: number of classes.
-
-    >>> with_label(torch.tensor([[5.0, 7.0, 9.0]]), torch.tensor([1]), classes=2)
-    tensor([[5., 9., 9.]])
-    """
-    marked = x.flatten(1).clone()
-    marked[:, :classes] = x.min()
-    marked[torch.arange(len(y), device=x.device), y] = x.max()
-    return marked.view_as(x)
-
-
-@torch.no_grad()
-def class_goodness(partition: Partition, x: Tensor, *, classes: int) -> Tensor:
-    """The goodness of every class, summed over parts 1 to K - 2 (part 0 alone where there is no other): its largest
-    entry is the forward-forward prediction. One pass a class; eval mode is the caller's care.
-
-    Args:
-        partition: K >= 2 parts; the last, a classifier, is not run.
-        x: input (N, ...).
-        classes: number of classes.
-
-    Returns:
-        (N, classes).
-    """
-    totals = []
-    for label in range(classes):
-        h, found = with_label(x, torch.full((len(x),), label, device=x.device), classes=classes), []
-        for part in partition.parts[:-1]:
-            h = part(h, x=x)
-            found.append(losses.goodness(h))
-        totals.append(torch.stack(found[1:] or found).sum(0))
-    return torch.stack(totals, 1)
+__all__ = ["ForwardForward"]
 
 
 class _Contrast(Objective):
@@ -63,6 +23,8 @@ class _Contrast(Objective):
         self.threshold = threshold
 
     def forward(self, context: Context) -> Signal:
+        if context.views != 3:
+            raise MethodError(f"views={context.views}, ForwardForward learns from its three; let `prepare` make them")
         positive, negative, _ = context.h_out.chunk(3)
         return Signal(loss=losses.goodness_contrast(positive, negative, threshold=self.threshold))
 
@@ -96,7 +58,7 @@ class ForwardForward(PartwiseMethod):
         threshold: goodness at which positive and negative are equally likely, > 0, default 1.
 
     Raises:
-        MethodError: a number is out of range, or (in a step) x is not a tensor of enough elements.
+        MethodError: a number is out of range, or (in a step) x is no tensor of enough elements, or y no class each.
 
     References:
         G. Hinton, The Forward-Forward Algorithm: Some Preliminary Investigations, arXiv 2022,
@@ -135,8 +97,14 @@ class ForwardForward(PartwiseMethod):
     def prepare(self, x: Any, y: Any) -> tuple[Any, int]:
         """Samples with their label, with another label, and as they are."""
         if not isinstance(x, Tensor) or x.is_complex() or x[0].numel() < self.classes or not x.is_floating_point():
-            given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise MethodError(f"x is {given}, ForwardForward writes {self.classes} label elements into a float tensor")
+        # Reading labels on another device would make the host wait for it at every step.
+        whole = isinstance(y, Tensor) and y.shape == x.shape[:1] and not y.is_floating_point()
+        if not whole or (y.device.type == "cpu" and bool(((y < 0) | (y >= self.classes)).any())):
+            raise MethodError(
+                f"y holds no class in 0 to {self.classes - 1} for every sample, (N,), to be written into x"
+            )
         other = (y + torch.randint(1, self.classes, y.shape, device=y.device)) % self.classes
         marked = [with_label(x, label, classes=self.classes) for label in (y, other)]
         return torch.cat([*marked, x]), 3

@@ -36,7 +36,7 @@ class InputAndLabelDependence(Objective):
         z = losses.scaled_gaussian(_floating(context.h_out, "output"), sigma=self.sigma)
         with torch.no_grad():
             x = losses.scaled_gaussian(_floating(context.x, "input"), sigma=self.sigma)
-            y = losses.one_hot_gaussian(context.y, classes=self.classes, sigma=self.sigma, dtype=z.dtype)
+            y = losses.one_hot_gaussian(context.labels, classes=self.classes, sigma=self.sigma, dtype=z.dtype)
         return Signal(loss=self.dependence(z, x.to(z.dtype)) - self.lambda_y * self.dependence(z, y))
 
 

@@ -113,6 +113,6 @@ class Information(Objective):
             distance = self.target.distance(self.decoder(context.h_out), context, self.site)
             terms.append(self.reconstruction * distance)
         if self.head is not None:
-            y = context.y.repeat(context.views) if context.views > 1 else context.y
+            y = context.labels
             terms.append(self.information * self.label(self.head(context.h_out), y))
         return Signal(loss=torch.stack(terms).sum())

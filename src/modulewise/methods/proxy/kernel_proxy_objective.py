@@ -51,5 +51,5 @@ class PairwiseProxy(Objective):
         elif self.sizes:
             h = pooled(self.boundary.channels_first(h), self.sizes)
         gram = self.kernel.gram(h)
-        value = self.maximise(gram, context.y, minimum=self.kernel.minimum, maximum=self.kernel.maximum)
+        value = self.maximise(gram, context.labels, minimum=self.kernel.minimum, maximum=self.kernel.maximum)
         return Signal(loss=-value)

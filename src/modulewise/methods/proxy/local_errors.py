@@ -50,7 +50,7 @@ class RandomClassifier(Objective):
                 f"part {context.part} gave {h.shape[1]} features a sample, its fixed classifier takes "
                 f"{self.features}; keep to the sizes of the partition's example, or set pool"
             )
-        return Signal(loss=self.criterion(h @ self.tuning.T, context.y))
+        return Signal(loss=self.criterion(h @ self.tuning.T, context.labels))
 
 
 @dataclass(frozen=True)

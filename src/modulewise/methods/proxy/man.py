@@ -30,11 +30,16 @@ class MomentumLoss(Objective):
         super().__init__()
         self.head, self.criterion = head, criterion
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The head."""
+        return self.head
+
     def forward(self, context: Context) -> Signal:
         """Follow, then the criterion on the head's logits."""
         if isinstance(self.head, MomentumHead):
             self.head.follow()
-        return Signal(loss=self.criterion(self.head(context.h_out), context.y))
+        return Signal(loss=self.criterion(self.head(context.h_out), context.labels))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class KernelizedBottleneck(Objective):
         if method.groups is not None:
             h = self._grouped(h, method.groups)
         z = method.kernel.gram(h)
-        y = losses.one_hot_similarity(context.y, classes=method.classes, dtype=z.dtype)
+        y = losses.one_hot_similarity(context.labels, classes=method.classes, dtype=z.dtype)
         return Signal(loss=method.dependence(z, z) - method.gamma * method.dependence(z, y))
 
     def _grouped(self, h: Tensor, groups: int) -> Tensor:

@@ -49,7 +49,7 @@ class LocalSignal(Objective):
         seen = None if self.similarity is None else self.similarity(context.h_out)
         terms: list[Tensor] = []
         if self.alpha < 1:
-            terms += [(1 - self.alpha) * term for term in self._supervised(context.h_out, seen, context.y)]
+            terms += [(1 - self.alpha) * term for term in self._supervised(context.h_out, seen, context.labels)]
         if seen is not None and self.matching:
             input_similarity = losses.similarity_matrix(self._input(context))
             terms.append(self.alpha * losses.similarity_matching(seen, input_similarity))

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import heads, losses
 from ...errors import MethodError
@@ -32,8 +32,14 @@ class Reconciled(Objective):
     def __init__(self, inner: Objective, *, part: int, last: bool, weight: float) -> None:
         super().__init__()
         self.inner, self.last, self.weight = inner, last, weight
+        self.rule, self.taps = inner.rule, inner.taps
         self.reads_input_gradient = part > 0
         self._sent: Tensor | None = None
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The inner objective's."""
+        return self.inner.classifier
 
     def forward(self, context: Context) -> Signal:
         """L_k, and weight times the distance once the part below has sent its gradient."""

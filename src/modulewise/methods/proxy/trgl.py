@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Signal, Site
 from ..objectives import HeadLoss, TaskLoss
 
-__all__ = ["TRGL", "Transported", "is_composite", "outermost"]
+__all__ = ["TRGL", "Transported", "candidates", "is_composite", "outermost"]
 
 
 def is_composite(module: nn.Module) -> bool:
@@ -28,13 +28,22 @@ def is_composite(module: nn.Module) -> bool:
     return not isinstance(module, containers) and next(module.children(), None) is not None
 
 
-def outermost(modules: Sequence[tuple[str, nn.Module]], wanted: Callable[[nn.Module], bool]) -> Iterator[str]:
-    """Names of the wanted modules at or below some modules, leaving out those inside a wanted one."""
+def candidates(modules: Sequence[tuple[str, nn.Module]], wanted: Callable[[nn.Module], bool]) -> Iterator[str]:
+    """Names of the wanted modules at or below some modules, an outer one before those inside it."""
     for name, module in modules:
         if wanted(module):
             yield name
-        else:
-            yield from outermost([(f"{name}.{child}", inner) for child, inner in module.named_children()], wanted)
+        yield from candidates([(f"{name}.{child}", inner) for child, inner in module.named_children()], wanted)
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Those names that lie inside no other one.
+
+    >>> outermost(["layer1.0", "layer1.0.attention", "layer1.1"])
+    ['layer1.0', 'layer1.1']
+    """
+    names = list(names)
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
 class Transported(Objective):
@@ -43,22 +52,26 @@ class Transported(Objective):
     Args:
         inner: the loss of the part.
         tau: step of the minimising movement, > 0.
-        blocks: names of the blocks to read; those that keep the shape of their input count.
+        blocks: names of the blocks to read; the outermost that keep the shape of their input count.
     """
 
     def __init__(self, inner: Objective, *, tau: float, blocks: tuple[str, ...]) -> None:
         super().__init__()
-        self.inner, self.tau, self.taps = inner, tau, blocks
+        self.inner, self.tau, self.taps, self.rule = inner, tau, blocks, inner.rule
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The inner objective's."""
+        return self.inner.classifier
 
     def forward(self, context: Context) -> Signal:
         """L_k + transport / (2 tau); L_k alone is shown."""
         own = self.inner(context).loss
-        moves = [pair for pair in context.taps.values() if _moved(*pair)]
-        return (
-            Signal(loss=own + losses.transport_cost(moves).to(own.device) / (2 * self.tau), report=own)
-            if moves
-            else Signal(loss=own)
-        )
+        moved = {name: pair for name, pair in context.taps.items() if _moved(*pair)}
+        if not moved:
+            return Signal(loss=own)
+        cost = losses.transport_cost(moved[name] for name in outermost(moved))
+        return Signal(loss=own + cost / (2 * self.tau), report=own)
 
 
 def _moved(before: Any, after: Any) -> bool:
@@ -78,8 +91,8 @@ class TRGL(PartwiseMethod):
     Args:
         classes: number of classes, >= 1.
         tau: > 0, default 1; the larger, the freer. The authors' runs use 1 (ResNet-110, 4 to 16 parts), 100 (2 parts).
-        block: which modules are blocks, block(module) -> bool; of nested ones the outermost counts. By default modules
-            made of others that are not containers.
+        block: which modules are blocks, block(module) -> bool; of nested ones the outermost that keeps the shape of its
+            input counts. By default modules made of others that are not containers.
         head: makes the head of a boundary, default `heads.conv`.
         criterion: criterion(logits, y) -> scalar.
         dense: one label per position (tokens, pixels) instead of one per sample.
@@ -94,9 +107,9 @@ class TRGL(PartwiseMethod):
     Departs from the paper: a block's residual is read as f_b(h) - h, which contains an activation after the sum where
     there is one; blocks that change the shape are left out. As in the authors' code, squares are means over elements.
 
-    >>> resnet = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 1))
-    >>> list(outermost([("body", resnet)], is_composite))
-    ['body.1']
+    >>> body = nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 1))
+    >>> list(candidates([("body", body)], is_composite))
+    ['body.1', 'body.1.self_attn']
     """
 
     family: ClassVar[Family] = Family.PROXY
@@ -130,4 +143,4 @@ class TRGL(PartwiseMethod):
             own: Objective = TaskLoss(site.loss)
         else:
             own = HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
-        return Transported(own, tau=self.tau, blocks=tuple(outermost(site.modules(), self.block)))
+        return Transported(own, tau=self.tau, blocks=tuple(candidates(site.modules(), self.block)))

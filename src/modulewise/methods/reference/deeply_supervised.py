@@ -82,7 +82,7 @@ class DeeplySupervised(PartwiseMethod):
     def objective(self, site: Site) -> Objective:
         """The method's objective at this site, fed the gradient of the later losses as well."""
         inner = self.method.objective(site)
-        if inner.waits or inner.hears or inner.overlaps or inner.reads_input_gradient or self.method.makes_views:
+        if inner.talks or self.method.makes_views:
             raise MethodError(
                 f"DeeplySupervised: part {site.part} of {type(self.method).__name__} learns from messages or views of "
                 "its own; give a method whose parts learn from a loss alone"
