@@ -428,3 +428,13 @@ class TestCompilation:
             torch.testing.assert_close(state(fast.partition.model)[name], expected, rtol=1e-4, atol=1e-6, msg=name)
         assert fast.graph_breaks == []
         torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("precision", torch.bfloat16), ("accumulate", 2), ("recompute", True), ("clip_norm", 1.0)]
+)
+def test_settings_of_updates_are_refused_for_a_method_with_its_own(word, value):
+    problem = mw.checks.linear_problem()
+    partition = mw.Partition(problem.model(), cuts=problem.cuts, example=problem.x)
+    with pytest.raises(mw.errors.MethodError, match=f"BCD has its own update and takes no {word}"):
+        mw.Trainer(partition, mw.methods.BCD(), loss=torch.nn.functional.cross_entropy, **{word: value})

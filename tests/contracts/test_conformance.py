@@ -57,6 +57,21 @@ def test_every_method_meets_every_requirement(name):
     assert {check.name: check.detail for check in checks if not check.passed} == {}
 
 
+@pytest.mark.parametrize("name", mw.methods.__all__)
+def test_supervised_methods_take_as_many_views_as_the_caller_stacks(name):
+    """Two views of every sample are a batch of twice as many samples with labels, unless the method compares views."""
+    method = make(name)
+    if isinstance(method, SolverMethod) or method.views > 1 or method.makes_views:
+        pytest.skip(f"{name} decides itself what a view is")
+    problem, states = example_problem().seen(2), []
+    for y, views in ((problem.y, 2), (problem.y.repeat(2), 1)):
+        partition = mw.Partition(problem.model(), cuts=problem.cuts, example=problem.x)
+        trainer = mw.Trainer(partition, method, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+        trainer.step(problem.x, y, views=views)
+        states.append(partition.model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
 def moved(name: str, problem: Problem) -> torch.Tensor:
     """What three steps do to the parameters of a problem's model."""
     method, model = make(name), problem.model()

@@ -259,6 +259,38 @@ class TestViewsOfAMethod:
         assert runs == [True] * 2 + [False] * 4
 
 
+@pytest.mark.parametrize("kind", [Telling, lambda site: _overlapping(site)], ids=["tells later parts", "overlaps"])
+def test_the_sequential_schedule_refuses_parts_that_have_to_do_with_one_another(kind):
+    """What a part would be told, or the loss above it, never comes when parts learn one after another."""
+    x, y = rows(8)
+    trainer = trainer_of(seeded(perceptron), Made(kind), PARTS, x)
+    with pytest.raises(mw.errors.MethodError, match="Made"):
+        trainer.fit([(x, y)], epochs=1, schedule=mw.schedules.sequential)
+
+
+def _overlapping(site: mw.Site) -> mw.Objective:
+    objective = mw.methods.DGL(classes=CLASSES, head=mw.heads.linear).objective(site)
+    objective.overlaps = not site.last
+    return objective
+
+
+def test_slices_of_a_batch_go_through_one_by_one():
+    """With overlap a slice's graphs are let go before the next slice comes, or accumulation would save nothing."""
+    x, y = rows(8)
+    alive, refs = [], []
+    model = seeded(perceptron)
+    trainer = trainer_of(model, OVERLAPPING, PARTS, x, accumulate=4, optimizer=sgd)
+    model[0][1].register_forward_hook(
+        lambda _, __, out: (alive.append(sum(ref() is not None for ref in refs)), refs.append(weakref.ref(out)))[0]
+    )
+    gc.disable()
+    try:
+        trainer.step(x, y)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0, 0]
+
+
 def test_an_overlapping_loss_of_an_inner_objective_keeps_its_report():
     inner = TaskLoss(F.cross_entropy)
     h, y = torch.randn(4, CLASSES), torch.arange(4)

@@ -73,18 +73,19 @@ def test_the_forward_runs_in_the_precision_asked_for():
         assert all(p.dtype is torch.float32 for o in trainer.objectives for p in o.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in M.__all__ if n not in ("BCD", "DeeplySupervised")])
+@pytest.mark.parametrize("name", [n for n in M.__all__ if n not in ("BCD", "DeeplySupervised", "GatedLinearNetwork")])
 def test_every_method_steps_in_half_precision(name):
     kind = getattr(M, name)
     arguments = {"classes": CLASSES, "outputs": CLASSES, "width": 4}
     given = {k: v for k, v in arguments.items() if k in kind.__dataclass_fields__}
     model, (x, y) = grouped(), images()
+    views = kind.views
     trainer = trainer_of(
         model, kind(**given), CUTS, x, precision=torch.float16, optimizer=lambda p: torch.optim.SGD(p, lr=1e-4)
     )
     before = state(model)
     for _ in range(2):
-        losses = trainer.step(x, y)
+        losses = trainer.step(torch.cat([x] * views), y, views=views)
     assert all(bool(torch.isfinite(loss)) for loss in losses.values())
     assert all(bool(torch.isfinite(t).all()) for t in state(model, *trainer.objectives).values())
     assert differing(before, state(model)) != []

@@ -159,7 +159,7 @@ def test_both_schedules_take_it():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(4, 2), "shape .4, 2."),
+        (torch.zeros(4, 2), "float32 .4, 2."),
         (torch.zeros(4, 5, dtype=torch.long), "int64"),
         ((torch.zeros(4, 5),), "tuple"),
     ],

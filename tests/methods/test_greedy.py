@@ -121,7 +121,7 @@ def test_an_unknown_exit_is_refused(parts):
         exits(trainer.partition, trainer.objectives, torch.randn(2, 2, 6, 6), parts=parts)
 
 
-@pytest.mark.parametrize(("method", "says"), [(KernelProxy(), "PairwiseProxy"), (Backprop(), "head")])
+@pytest.mark.parametrize(("method", "says"), [(KernelProxy(), "PairwiseProxy"), (Backprop(), "classifier")])
 def test_a_method_without_heads_has_no_early_exit_but_the_model(method, says):
     trainer = trained(method, steps=0)
     x = torch.randn(2, 2, 6, 6)

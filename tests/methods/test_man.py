@@ -85,7 +85,7 @@ def test_gradients_reach_part_and_head_in_every_layout_and_not_the_network_they_
     h = torch.randn(boundary.shape, requires_grad=True)
     objective(context(h)).loss.backward()
     assert h.grad.abs().sum() > 0
-    assert all(p.grad is not None for p in objective.parameters())
+    assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
     assert all(p.grad is None for p in block.module.parameters())
 
 
@@ -102,12 +102,13 @@ def test_gradient_passes_through_the_average_to_the_part():
     assert (through - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
-def test_average_weights_are_buffers_and_the_live_block_is_no_part_of_the_head():
+def test_average_weights_are_not_trained_and_the_live_block_is_no_part_of_the_head():
     block = convolution()
     objective = MAN(3).objective(site(block=block))
     assert {id(p) for p in objective.parameters()}.isdisjoint({id(p) for p in block.module.parameters()})
     assert all(module is not block.module for module in objective.modules())
-    names = [name for name, _ in objective.named_buffers() if name.startswith("head.average.")]
+    names = [name for name in objective.state_dict() if name.startswith("head.average.")]
+    assert not any(p.requires_grad for p in objective.head.average.parameters())
     expected = [*dict(block.module.named_parameters()), *dict(block.module.named_buffers())]
     assert sorted(names) == sorted(f"head.average.{name}" for name in expected)
     assert not any("live" in name for name in objective.state_dict())
@@ -117,7 +118,7 @@ def test_the_average_starts_at_the_live_weights_and_the_trained_copy_afresh():
     block = convolution()
     head = MAN(3).objective(site(block=block)).head
     for name, value in block.module.named_parameters():
-        assert torch.equal(head.average.get_buffer(name), value)
+        assert torch.equal(head.average.get_parameter(name), value)
     assert not torch.equal(head.learned[0].weight, block.module[0].weight)
     assert head.scale.item() == 1
 
@@ -276,7 +277,7 @@ def test_one_part_after_another_the_average_stays_at_the_next_parts_first_weight
     start = {name: value.clone() for name, value in trainer.partition.model[2].named_parameters()}
     trainer.fit([(torch.randn(4, 5, dtype=torch.float64), Y)], epochs=2, schedule=mw.schedules.sequential)
     for name, value in start.items():
-        torch.testing.assert_close(trainer.objectives[0].head.average[0].get_buffer(name), value)
+        torch.testing.assert_close(trainer.objectives[0].head.average[0].get_parameter(name), value)
     assert not torch.equal(trainer.partition.model[2].weight, start["weight"])
 
 
@@ -297,3 +298,25 @@ def test_a_loss_that_is_not_a_number_and_a_class_out_of_range_stop_the_step():
         trainer.step(torch.full((4, 5), torch.nan, dtype=torch.float64), Y)
     with pytest.raises(DataError, match="classes=3"):
         trainer.step(torch.randn(4, 5, dtype=torch.float64), Y + 1)
+
+
+def test_the_average_of_a_recurrent_block_is_computed_with():
+    """Recurrent layers keep references to their weights: an average beside them would never be used."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRU(4, 4, batch_first=True)
+
+        def forward(self, h):
+            return self.cell(h)[0]
+
+    live = Recurrent()
+    average = averaged_copy(live)
+    with torch.no_grad():
+        for weight in live.parameters():
+            weight.add_(1.0)
+        for old, new in zip(average.parameters(), live.parameters(), strict=True):
+            old.copy_(new)
+    z = torch.randn(2, 3, 4)
+    torch.testing.assert_close(average(z), live(z))
