@@ -428,7 +428,7 @@ class TestSummary:
         ]
         assert reached(recipe, mine, records).text() == "3.50 ± 0.71"
         rows = {row[0]: row for row in detail(recipe, records)}
-        assert rows["dgl:head=linear"][1:5] == ("1.50", "3.50 ± 0.71", "+1.50", "4, short of the paper's 10")
+        assert rows["dgl:head=linear"][1:5] == ("1.50", "3.50 ± 0.71", "+1.00", "4, short of the paper's 10")
         assert rows["backprop"][1:4] == ("2.50", "2.00", "")
         (line,) = listing([recipe], records)
         assert line[5:] == ("2.50 / 1.50 % error", "2.00 / 3.50 ± 0.71", "4, short of the paper's 10")
