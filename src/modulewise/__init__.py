@@ -6,6 +6,7 @@ one after another or side by side. See `Partition`, `Trainer` and the methods in
 
 from . import balance, checks, data, heads, losses, metering, methods, models, schedules
 from .engine.evaluating import Evaluation
+from .engine.exits import ensemble, exits
 from .engine.fitting import Epoch
 from .errors import ModulewiseError
 from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
@@ -44,6 +45,8 @@ __all__ = [
     "balance",
     "checks",
     "data",
+    "ensemble",
+    "exits",
     "heads",
     "losses",
     "metering",

@@ -28,7 +28,7 @@ def exits(
 
     Args:
         partition: the trained parts.
-        objectives: one a part, as in `trainer.objectives`; those of parts before the last have a `head`.
+        objectives: one a part, as in `trainer.objectives`; those of parts before the last have a `classifier`.
         x: the model's input (N, ...).
         parts: which exits, one or more of 0 .. K - 1; all where left out.
 
