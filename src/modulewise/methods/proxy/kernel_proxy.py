@@ -56,6 +56,8 @@ class KernelProxy(PartwiseMethod):
     networks are cut after a ReLU, where tanh cannot reach its minimum: the default is the ReLU's kernel, not tanh. The
     first paper adds tau times the norms of the part's weights; an objective does not see them, use weight decay.
 
+    >>> from modulewise.objective import Context
+    >>> from modulewise.partition.boundary import Boundary
     >>> site = Site(0, 2, None, Boundary("fc1", (4, 8)), loss=losses.classification)
     >>> h, y = torch.tensor([[5.0], [-5.0], [5.0]]), torch.tensor([0, 1, 0])
     >>> context = Context(h_in=None, h_out=h, x=None, y=y, views=1, part=0, step=0)

@@ -77,8 +77,9 @@ class MAN(PartwiseMethod):
     >>> from modulewise.partition.boundary import Block, Boundary
     >>> here = Boundary("body", (4, 8))
     >>> site = Site(0, 2, None, here, losses.classification, lambda: (Block("next", nn.Linear(8, 8), here, here),))
-    >>> [name for name, _ in MAN(classes=3, head=heads.linear).objective(site).named_parameters()]
-    ['head.scale', 'head.learned.weight', 'head.learned.bias', 'head.classifier.0.weight', 'head.classifier.0.bias']
+    >>> objective = MAN(classes=3, head=heads.linear).objective(site)
+    >>> [name for name, p in objective.named_parameters() if not p.requires_grad]
+    ['head.average.weight', 'head.average.bias']
     """
 
     name: ClassVar[str] = "man"

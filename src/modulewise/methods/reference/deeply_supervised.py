@@ -60,9 +60,9 @@ class DeeplySupervised(PartwiseMethod):
         C.-Y. Lee, S. Xie, P. Gallagher, Z. Zhang, Z. Tu, Deeply-supervised nets, AISTATS 2015,
         https://arxiv.org/abs/1409.5185. All losses have weight one here, and they are kept to the end.
 
-    >>> from modulewise.methods.reference.backprop import Backprop
-    >>> DeeplySupervised(Backprop()).name
-    'DeeplySupervised(Backprop)'
+    >>> from modulewise.methods.proxy.dgl import DGL
+    >>> str(DeeplySupervised(DGL(classes=3)).locality)
+    'global'
     """
 
     method: PartwiseMethod
