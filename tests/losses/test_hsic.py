@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal_oracles import assert_same_value_and_gradient, draw
 from torch import nn
 
 from modulewise import losses, models
@@ -19,23 +20,6 @@ EXACT = [m for m in MEASURES if m is not losses.cca_hsic] + [CCA]
 KERNELS = [losses.LINEAR, losses.COSINE, losses.gaussian(1.5)]
 every_measure = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.__name__)
 seeds = settings(max_examples=20, deadline=None, database=None)
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def assert_same_value_and_gradient(actual, literal, h):
-    """Both functions of h agree, values and gradients, to 1e-10 of the largest entry."""
-    first, second = h.clone().requires_grad_(), h.clone().requires_grad_()
-    a, b = actual(first), literal(second)
-    weight = draw(*b.shape, seed=9) if b.dim() else torch.tensor(1.0, dtype=torch.float64)
-    (a * weight).sum().backward()
-    (b * weight).sum().backward()
-    for x, y in ((a.detach(), b.detach()), (first.grad, second.grad)):
-        assert y.abs().max() > 0
-        assert (x - y).abs().max() <= 1e-10 * y.abs().max()
 
 
 def matrix(rows):

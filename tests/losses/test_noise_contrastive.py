@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal_oracles import draw
 
 from modulewise.errors import MethodError
 from modulewise.losses import info_nce, nt_xent
@@ -13,11 +14,6 @@ from modulewise.losses import info_nce, nt_xent
 few = settings(max_examples=15, deadline=None, database=None)
 seeds = st.integers(0, 10**6)
 NEGATIVES = torch.tensor([[1, 2], [0, 0], [4, 3], [3, 1], [2, 0]])  # a repeated row, and row 3 among its own
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def assert_same_value_and_gradients(actual, literal, *inputs):

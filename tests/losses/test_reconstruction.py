@@ -2,29 +2,14 @@ import math
 
 import pytest
 import torch
+from literal_oracles import assert_same_value_and_gradient, draw
 
 from modulewise.errors import MethodError
 from modulewise.losses import mean_squared_error, pixel_cross_entropy
 
 
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def pixels(*shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def assert_same_value_and_gradient(actual, literal, h):
-    """Both functions of h agree, values and gradients, to 1e-10 of the largest entry."""
-    first, second = h.clone().requires_grad_(), h.clone().requires_grad_()
-    a, b = actual(first), literal(second)
-    a.backward()
-    b.backward()
-    for x, y in ((a.detach(), b.detach()), (first.grad, second.grad)):
-        assert y.abs().max() > 0
-        assert (x - y).abs().max() <= 1e-10 * y.abs().max()
 
 
 def literal_cross_entropy(logits, image):

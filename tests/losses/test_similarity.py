@@ -4,27 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal_oracles import assert_same_value_and_gradient, draw
 
 from modulewise import losses
 
 Y = torch.tensor([0, 1, 0, 2, 1])
 seeds = settings(max_examples=20, deadline=None, database=None)
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def assert_same_value_and_gradient(actual, literal, h):
-    """Both functions of h agree, values and gradients, to 1e-10 of the largest entry."""
-    first, second = h.clone().requires_grad_(), h.clone().requires_grad_()
-    a, b = actual(first), literal(second)
-    a.backward()
-    b.backward()
-    for x, y in ((a.detach(), b.detach()), (first.grad, second.grad)):
-        assert y.abs().max() > 0
-        assert (x - y).abs().max() <= 1e-10 * y.abs().max()
 
 
 def literal_cosine(u, v):
