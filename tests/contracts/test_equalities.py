@@ -196,7 +196,10 @@ class TestEndToEndByMessages:
         assert differing(state(model), state(plain)) == []
 
 
-@pytest.mark.parametrize("method", [m for m in LOCAL if type(m).__name__ != "Checkpointed"], ids=short)
+RECOMPUTED = [m for m in LOCAL if type(m).__name__ != "Checkpointed" and m.views == 1]
+
+
+@pytest.mark.parametrize("method", RECOMPUTED, ids=short)
 def test_recomputing_inside_parts_changes_nothing(method):
     kept, recomputed = residual(dropout=0.2), residual(dropout=0.2)
     rate = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.9)}  # a predictor's loss is large
