@@ -249,8 +249,9 @@ class Session:
             gradients.append(signal.gradient if scale is None else signal.gradient * scale)
         before = self.micro.units.get(part, self.micro.rows)
         self.micro.units[part] = self.micro.rows
-        for role in (Role.PART, self.engine.objectives[part].role):
-            scale_gradients(self.engine.updater.parameters(part, role), before / self.micro.rows)
+        if before != self.micro.rows:
+            for role in (Role.PART, self.engine.objectives[part].role):
+                scale_gradients(self.engine.updater.parameters(part, role), before / self.micro.rows)
         if roots:
             torch.autograd.backward(roots, gradients, retain_graph=keep)
         if scale is not None:
@@ -290,8 +291,6 @@ class Session:
 
 def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
     """Multiply gradients in place."""
-    if factor == 1.0:
-        return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients:
+    if gradients and factor != 1.0:
         torch._foreach_mul_(gradients, factor)

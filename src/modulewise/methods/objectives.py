@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..heads import HeadFactory
 from ..losses import Criterion
-from ..objective import Context, Loss, Objective, Signal
+from ..objective import Context, Loss, Objective, Signal, Site
 
-__all__ = ["HeadLoss", "TaskLoss"]
+__all__ = ["Around", "HeadLoss", "TaskLoss", "classified"]
 
 
 class TaskLoss(Objective):
@@ -57,3 +58,41 @@ class HeadLoss(Objective):
     def forward(self, context: Context) -> Signal:
         """The criterion on the head's logits."""
         return Signal(loss=self.criterion(self.head(context.h_out), context.labels))
+
+
+class Around(Objective):
+    """An objective around another one: it owns that one's head, and asks for its rule and taps. Abstract.
+
+    Args:
+        inner: makes the loss, and owns the head.
+    """
+
+    def __init__(self, inner: Objective) -> None:
+        super().__init__()
+        self.inner = inner
+        self.rule, self.taps = inner.rule, inner.taps
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The inner objective's."""
+        return self.inner.classifier
+
+
+def classified(site: Site, head: HeadFactory, *, classes: int, criterion: Criterion, dense: bool = False) -> Objective:
+    """The criterion on a head of the part, or the task loss for the last.
+
+    Args:
+        site: where the objective sits.
+        head: makes the head of a boundary.
+        classes: number of classes.
+        criterion: criterion(logits, y) -> scalar.
+        dense: one label per position instead of one per sample.
+
+    >>> from modulewise import heads, losses
+    >>> site = Site(1, 2, None, None, loss=losses.classification)
+    >>> type(classified(site, heads.linear, classes=3, criterion=losses.classification)).__name__
+    'TaskLoss'
+    """
+    if site.last:
+        return TaskLoss(site.loss)
+    return HeadLoss(head(site.boundary, classes, dense=dense), criterion)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..objective import Context, Objective, Signal, Site
+from .objectives import Around
 
 __all__ = ["Overlapping"]
 
 
-class Overlapping(Objective):
+class Overlapping(Around):
     """An objective whose loss L_k is minimised by parts k and k - 1, on an input of part k - 1 that is cut off.
 
     Part k follows d(L_k + L_{k+1})/d(theta_k), where L_{k+1} is a function of h_{k-1} through parts k and k + 1 alone.
@@ -29,16 +30,9 @@ class Overlapping(Objective):
     """
 
     def __init__(self, inner: Objective, *, site: Site, closed: bool = False) -> None:
-        super().__init__()
-        self.inner = inner
-        self.rule, self.taps = inner.rule, inner.taps
+        super().__init__(inner)
         self.overlaps = not (closed or site.last)
         self.reads_input_gradient = site.part > 0
-
-    @property
-    def classifier(self) -> nn.Module | None:
-        """The inner objective's."""
-        return self.inner.classifier
 
     def forward(self, context: Context) -> Signal:
         """The inner signal."""

@@ -9,7 +9,7 @@ from ... import heads, losses
 from ...heads.layers import at_least_one
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Objective, Site
-from ..objectives import HeadLoss, TaskLoss
+from ..objectives import classified
 
 __all__ = ["DGL"]
 
@@ -72,6 +72,4 @@ class DGL(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """The classifier of the part, or the task loss."""
-        if site.last:
-            return TaskLoss(site.loss)
-        return HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
+        return classified(site, self.head, classes=self.classes, criterion=self.criterion, dense=self.dense)

@@ -9,7 +9,7 @@ from ... import heads, losses
 from ...heads.layers import at_least_one
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Objective, Site
-from ..objectives import HeadLoss, TaskLoss
+from ..objectives import classified
 from ..overlapping import Overlapping
 
 __all__ = ["LocalUpdates"]
@@ -72,8 +72,5 @@ class LocalUpdates(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """The classifier of the part or the task loss, felt by the part below as well."""
-        if site.last:
-            own: Objective = TaskLoss(site.loss)
-        else:
-            own = HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
+        own = classified(site, self.head, classes=self.classes, criterion=self.criterion, dense=self.dense)
         return Overlapping(own, site=site) if self.overlap else own

@@ -7,19 +7,19 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import heads, losses
 from ...errors import MethodError
 from ...heads.layers import at_least_one
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Signal, Site
-from ..objectives import HeadLoss, TaskLoss
+from ..objectives import Around, classified
 
 __all__ = ["SGR", "Reconciled"]
 
 
-class Reconciled(Objective):
+class Reconciled(Around):
     """A loss, and the distance of its gradient at h_in to the one that the part below has at the same boundary.
 
     Args:
@@ -30,16 +30,10 @@ class Reconciled(Objective):
     """
 
     def __init__(self, inner: Objective, *, part: int, last: bool, weight: float) -> None:
-        super().__init__()
-        self.inner, self.last, self.weight = inner, last, weight
-        self.rule, self.taps = inner.rule, inner.taps
+        super().__init__(inner)
+        self.last, self.weight = last, weight
         self.reads_input_gradient = part > 0
         self._sent: Tensor | None = None
-
-    @property
-    def classifier(self) -> nn.Module | None:
-        """The inner objective's."""
-        return self.inner.classifier
 
     def forward(self, context: Context) -> Signal:
         """L_k, and weight times the distance once the part below has sent its gradient."""
@@ -120,8 +114,5 @@ class SGR(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """The reconciled loss of the part."""
-        if site.last:
-            own: Objective = TaskLoss(site.loss)
-        else:
-            own = HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
+        own = classified(site, self.head, classes=self.classes, criterion=self.criterion, dense=self.dense)
         return Reconciled(own, part=site.part, last=site.last, weight=self.weight)

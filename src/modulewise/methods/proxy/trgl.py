@@ -13,7 +13,7 @@ from ...errors import MethodError
 from ...heads.layers import at_least_one
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Signal, Site
-from ..objectives import HeadLoss, TaskLoss
+from ..objectives import Around, classified
 
 __all__ = ["TRGL", "Transported", "candidates", "is_composite", "outermost"]
 
@@ -46,7 +46,7 @@ def outermost(names: Iterable[str]) -> list[str]:
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
-class Transported(Objective):
+class Transported(Around):
     """A loss plus the transport of the part's blocks over 2 tau.
 
     Args:
@@ -56,13 +56,8 @@ class Transported(Objective):
     """
 
     def __init__(self, inner: Objective, *, tau: float, blocks: tuple[str, ...]) -> None:
-        super().__init__()
-        self.inner, self.tau, self.taps, self.rule = inner, tau, blocks, inner.rule
-
-    @property
-    def classifier(self) -> nn.Module | None:
-        """The inner objective's."""
-        return self.inner.classifier
+        super().__init__(inner)
+        self.tau, self.taps = tau, blocks
 
     def forward(self, context: Context) -> Signal:
         """L_k + transport / (2 tau); L_k alone is shown."""
@@ -139,8 +134,5 @@ class TRGL(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """The loss of the part with its transport."""
-        if site.last:
-            own: Objective = TaskLoss(site.loss)
-        else:
-            own = HeadLoss(self.head(site.boundary, self.classes, dense=self.dense), self.criterion)
+        own = classified(site, self.head, classes=self.classes, criterion=self.criterion, dense=self.dense)
         return Transported(own, tau=self.tau, blocks=tuple(candidates(site.modules(), self.block)))

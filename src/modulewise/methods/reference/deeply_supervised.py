@@ -11,18 +11,17 @@ from torch import Tensor
 from ...errors import MethodError
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Context, Objective, Signal, Site
+from ..objectives import Around
 from .backprop import input_gradients, received_gradient
 
 __all__ = ["DeeplySupervised"]
 
 
-class _Supervised(Objective):
+class _Supervised(Around):
     """A part's own loss, and the gradient of the losses of all later parts."""
 
     def __init__(self, site: Site, inner: Objective) -> None:
-        super().__init__()
-        self.inner = inner
-        self.rule, self.taps = inner.rule, inner.taps
+        super().__init__(inner)
         self._last = site.last
         self.waits = not site.last
         self.reads_input_gradient = site.part > 0
