@@ -20,3 +20,19 @@ def assert_same_value_and_gradient(actual, literal, h):
     for x, y in ((a.detach(), b.detach()), (first.grad, second.grad)):
         assert y.abs().max() > 0
         assert (x - y).abs().max() <= 1e-10 * y.abs().max()
+
+
+def matrix(rows):
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def dot(u, v):
+    return sum(a * b for a, b in zip(u, v, strict=True))
+
+
+def literal_kernel(name, u, v):
+    if name == "linear":
+        return dot(u, v)
+    if name == "cosine":
+        return dot(u, v) / (dot(u, u) ** 0.5 * dot(v, v) ** 0.5)
+    return torch.exp(-sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) / (2 * 1.5**2))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from literal_oracles import assert_same_value_and_gradient, draw
+from literal_oracles import assert_same_value_and_gradient, dot, draw, matrix
 
 from modulewise import losses
 from modulewise.errors import DataError, MethodError
@@ -21,14 +21,6 @@ def cross_entropy_of_rows(rows, labels):
     for row, label in zip(rows, labels, strict=True):
         total = total + torch.log(sum(torch.exp(value) for value in row)) - row[label]
     return total / len(labels)
-
-
-def matrix(rows):
-    return torch.stack([torch.stack(row) for row in rows])
-
-
-def dot(u, v):
-    return sum(a * b for a, b in zip(u, v, strict=True))
 
 
 def literal_similarity(h):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from literal_oracles import assert_same_value_and_gradient, draw
+from literal_oracles import assert_same_value_and_gradient, dot, draw, literal_kernel, matrix
 from torch import nn
 
 from modulewise import losses, models
@@ -20,22 +20,6 @@ EXACT = [m for m in MEASURES if m is not losses.cca_hsic] + [CCA]
 KERNELS = [losses.LINEAR, losses.COSINE, losses.gaussian(1.5)]
 every_measure = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.__name__)
 seeds = settings(max_examples=20, deadline=None, database=None)
-
-
-def matrix(rows):
-    return torch.stack([torch.stack(row) for row in rows])
-
-
-def dot(u, v):
-    return sum(a * b for a, b in zip(u, v, strict=True))
-
-
-def literal_kernel(name, u, v):
-    if name == "linear":
-        return dot(u, v)
-    if name == "cosine":
-        return dot(u, v) / (dot(u, u) ** 0.5 * dot(v, v) ** 0.5)
-    return torch.exp(-sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) / (2 * 1.5**2))
 
 
 def literal_gram(h, name):

@@ -3,17 +3,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal_oracles import draw
 
 from modulewise import losses
 from modulewise.errors import DataError, MethodError
 
 Y = torch.tensor([0, 3, 1, 1, 2])
 seeds = settings(max_examples=20, deadline=None, database=None)
-
-
-def draw(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("margin", [1.0, 0.3])

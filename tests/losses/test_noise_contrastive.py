@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from literal_oracles import draw
+from literal_oracles import dot, draw
 
 from modulewise.errors import MethodError
 from modulewise.losses import info_nce, nt_xent
@@ -24,10 +24,6 @@ def assert_same_value_and_gradients(actual, literal, *inputs):
     for x, y in [(a.detach(), b.detach()), *gradients]:
         assert y.abs().max() > 0
         assert (x - y).abs().max() <= 1e-10 * y.abs().max()
-
-
-def dot(u, v):
-    return sum(a * b for a, b in zip(u, v, strict=True))
 
 
 def literal_info_nce(predicted, encoded, negatives):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from literal_oracles import assert_same_value_and_gradient, draw
+from literal_oracles import assert_same_value_and_gradient, dot, draw
 
 from modulewise import losses
 from modulewise.errors import MethodError
@@ -13,10 +13,6 @@ from modulewise.losses import supervised_contrastive
 Y = torch.tensor([0, 1, 0, 2, 1, 0])  # class 2 has one sample: no positive
 seeds = settings(max_examples=20, deadline=None, database=None)
 some_seed = given(st.integers(0, 2**16))
-
-
-def dot(u, v):
-    return sum(a * b for a, b in zip(u, v, strict=True))
 
 
 def literal_contrast(z, y, temperature):

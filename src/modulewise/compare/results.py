@@ -15,7 +15,7 @@ import torch
 
 from ..errors import ModulewiseError
 
-__all__ = ["Result", "git_state", "versions"]
+__all__ = ["Result", "field_values", "git_state", "versions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +99,24 @@ class Result:
         Raises:
             ModulewiseError: a field is missing.
         """
-        missing = [field.name for field in fields(cls) if field.name not in facts]
-        if missing:
-            raise ModulewiseError(f"a result lacks {', '.join(missing)}; it was written by another version")
-        return cls(**{field.name: facts[field.name] for field in fields(cls)})
+        return cls(**field_values(cls, facts, what="result"))
+
+
+def field_values(cls: Any, facts: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """The fields of a dataclass in plain data that was written down.
+
+    Args:
+        cls: the dataclass.
+        facts: by name of field; others are left out.
+        what: the word for one, in the message.
+
+    Raises:
+        ModulewiseError: a field is missing.
+    """
+    missing = [field.name for field in fields(cls) if field.name not in facts]
+    if missing:
+        raise ModulewiseError(f"a {what} lacks {', '.join(missing)}; it was written by another version")
+    return {field.name: facts[field.name] for field in fields(cls)}
 
 
 def versions() -> dict[str, str]:

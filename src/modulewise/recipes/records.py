@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..compare import Experiment
+from ..compare.results import field_values
 from ..errors import ModulewiseError
 from .recipe import Recipe, Row
 
@@ -102,10 +103,7 @@ class Record:
         Raises:
             ModulewiseError: a field is missing.
         """
-        missing = [field.name for field in fields(cls) if field.name not in facts]
-        if missing:
-            raise ModulewiseError(f"a record lacks {', '.join(missing)}; it was written by another version")
-        return cls(**{field.name: facts[field.name] for field in fields(cls)})
+        return cls(**field_values(cls, facts, what="record"))
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
