@@ -47,6 +47,8 @@ class Context:
         run: runs this part on another h_in (N, ...) with its present weights, recomputing without touching buffers;
             same x, same random draws; gradient mode is the caller's.
         taps: what went into the modules named in `Objective.taps` and what came out of them, with its graph.
+        ahead: runs all later parts on another h_out (N, ...) up to the model's raw output, as `run` runs this one; for
+            objectives that `look_ahead`.
     """
 
     h_in: Any
@@ -60,6 +62,7 @@ class Context:
     ports: Mapping[int, Tensor] = field(default_factory=dict)
     run: Callable[[Any], Any] | None = None
     taps: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    ahead: Callable[[Any], Any] | None = None
 
     @property
     def labels(self) -> Any:
@@ -135,6 +138,16 @@ class LayerRule(ABC):
     def installed(self, modules: Iterable[tuple[str, nn.Module]]) -> AbstractContextManager[None]:
         """Put the rule into these (name, module) pairs for the duration of a `with` block."""
 
+    def learn(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+        """Change the rule's own tensors, or the gradients: once a step, when the part's gradients are all there.
+
+        Asked before the optimisers of the part and its objective step; draws come from torch's default generator,
+        which is set for (seed, step, part). Nothing unless the rule says otherwise.
+
+        Args:
+            modules: the part's (name, module) pairs.
+        """
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """The rule's own tensors (feedback weights), for a checkpoint."""
@@ -158,6 +171,10 @@ class Objective(nn.Module, ABC):
        their messages. With `hears` h_out is detached by then, and the signal updates the objective's own parameters
        alone; with `overlaps` it is as it was, and part and objective take their one step after this signal.
 
+    Where `rounds` is set there is a feedback phase between the two ways: when all parts have run and none has learned,
+    from the top part down, `rehearse(context)` is asked `rounds` times for a signal of the objective's own parameters,
+    which step after each, and then `rehearsed(context)` for messages to the rehearsals below.
+
     Attributes:
         role: the role of the objective's own parameters (`head`, or `feedback` for inverses and predictors).
         waits: the part learns only after later parts have sent their messages; its graph is kept until then.
@@ -166,6 +183,12 @@ class Objective(nn.Module, ABC):
             own backward until `hear` has been asked, then it steps.
         reads_input_gradient: h_in must require a gradient, because a message is made of it.
         recompute: while waiting, keep h_in instead of the graph and run the part again when the message is there.
+        rounds: updates of the objective's own parameters in the feedback phase of every step; it must wait, and all
+            later parts must, so that every weight is still that of the forward pass.
+        looks_ahead: the objective runs later parts (`context.ahead`), which must all wait.
+        delay: steps after the forward in which the part learns from its message, with the inputs, labels and draws of
+            the forward. With `recompute` the inputs alone are kept and run again with present weights; else the graph,
+            with a copy of the weights it was made with.
         rule: how errors pass back through the layers of this part; None for the chain rule.
         taps: names of modules inside this part whose input and output the objective reads in `context.taps`.
     """
@@ -176,6 +199,9 @@ class Objective(nn.Module, ABC):
     overlaps: bool = False
     reads_input_gradient: bool = False
     recompute: bool = False
+    rounds: int = 0
+    looks_ahead: bool = False
+    delay: int = 0
     rule: LayerRule | None = None
     taps: tuple[str, ...] = ()
 
@@ -200,3 +226,18 @@ class Objective(nn.Module, ABC):
     def hear(self, context: Context) -> Signal | None:
         """The signal of the messages of later parts, once they have arrived."""
         return None
+
+    def rehearse(self, context: Context) -> Signal | None:
+        """One round of the feedback phase: a loss for the objective's own parameters alone; h_out is detached.
+
+        `context.feedback` holds what later parts said in `rehearsed`.
+        """
+        return None
+
+    def rehearsed(self, context: Context) -> Mapping[int, Any]:
+        """After the rounds: messages to the rehearsals of earlier parts, by receiver.
+
+        A message may be a function; it lives until the phase is over. One to the part itself is in `context.feedback`
+        when the part learns: a target, say, made while every weight was that of the forward pass.
+        """
+        return {}

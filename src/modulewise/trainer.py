@@ -12,7 +12,7 @@ from torch import Tensor
 from . import schedules
 from .checkpoint import restore, write
 from .engine.batches import Batch, check_batch
-from .engine.binding import bind, check_taps, with_views
+from .engine.binding import bind, check_phases, check_taps, with_views
 from .engine.evaluating import Evaluation, evaluate
 from .engine.features import evaluating
 from .engine.fitting import Epoch, run_schedule
@@ -109,6 +109,7 @@ class Trainer:
             given = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
             raise MethodError(f"method is {given}, expected an instance of one of modulewise.methods")
         check_taps(self.objectives, compile=compile, recompute=recompute)
+        check_phases(self.objectives, accumulate=accumulate)
         self.updater = Updater(
             partition,
             self.objectives,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..partition.tree import batch_size, is_fake, map_tensors, tensors
-from .local import LocalEngine, Micro, Session
+from .local import LocalEngine, Micro
+from .session import Session
 
 __all__ = ["Batch", "check_batch"]
 

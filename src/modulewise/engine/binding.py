@@ -11,7 +11,7 @@ from ..objective import Loss, Objective, Site
 from ..partition import Partition
 from ..seeding import preserved_generators, seed_of, set_generators
 
-__all__ = ["bind", "check_taps", "with_views"]
+__all__ = ["bind", "check_phases", "check_taps", "with_views"]
 
 
 def bind(partition: Partition, method: PartwiseMethod, loss: Loss, *, seed: int) -> list[Objective]:
@@ -49,6 +49,28 @@ def check_taps(objectives: Sequence[Objective], *, compile: bool, recompute: boo
             f"{word} was given and the objective of part {tapped} reads modules inside the part "
             f"({', '.join(objectives[tapped].taps[:3])}); leave {word} out or choose another method"
         )
+
+
+def check_phases(objectives: Sequence[Objective], *, accumulate: int) -> None:
+    """Refuse objectives that learn before or after the others in a way that the engine cannot give.
+
+    Raises:
+        MethodError: an objective rehearses or looks ahead, and it or a later one does not wait; or one learns with a
+            delay, and a batch is cut into slices.
+    """
+    for part, objective in enumerate(objectives):
+        late = [later for later in range(part, len(objectives)) if not objectives[later].waits]
+        if (objective.rounds or objective.looks_ahead) and late:
+            raise MethodError(
+                f"the objective of part {part} rehearses or looks ahead and that of part {late[0]} does not wait, so its "
+                "weights would have changed by then; set waits = True there"
+            )
+        if objective.delay and not objective.waits:
+            raise MethodError(f"the objective of part {part} has delay={objective.delay} and does not wait; set waits")
+        if objective.delay and accumulate > 1:
+            raise MethodError(
+                f"accumulate={accumulate} was given and part {part} learns {objective.delay} steps late; leave it at 1"
+            )
 
 
 def with_views(method: Method, x: Any, y: Any, *, views: int, parts: int, seed: int, step: int) -> tuple[Any, int]:

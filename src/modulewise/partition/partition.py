@@ -104,6 +104,10 @@ class Partition:
             raise PartitionError(f"part {index} was asked for, expected 0 to {len(self.parts) - 1}")
         return self.parts[index]
 
+    def labels(self, part: int, y: Any) -> Any:
+        """The labels that a part sees: all of them."""
+        return y
+
     def plans(self, x: Any) -> list[PartPlan]:
         """How every part runs on inputs of x's structure and shapes; a new structure is recorded once."""
         key = signature(x)

@@ -24,6 +24,7 @@ __all__ = [
     "local_loss_vgg11b",
     "local_loss_vgg11b_leaky",
     "resnet18_small",
+    "tanh_mlp",
 ]
 
 
@@ -154,3 +155,22 @@ def gim_patches_4(shape: Shape, classes: int) -> nn.Sequential:
     ['patches', 'conv1', 'conv2', 'conv3', 'conv4', 'mean', 'head']
     """
     return patches(shape, classes, patch=4, stride=1, width=16)
+
+
+def tanh_mlp(shape: Shape, classes: int, *, width: int = 256) -> nn.Sequential:
+    """A perceptron with hidden blocks fc1, fc2, fc3 (Linear, Tanh) and a linear head, as target propagation uses.
+
+    Args:
+        shape: (C, H, W) of one image.
+        classes: number of classes.
+        width: units of a hidden block, >= 1.
+
+    >>> [name for name, _ in tanh_mlp((1, 8, 8), 10).named_children()]
+    ['flatten', 'fc1', 'fc2', 'fc3', 'head']
+    """
+    features = shape[0] * shape[1] * shape[2]
+    blocks = OrderedDict[str, nn.Module](flatten=nn.Flatten())
+    for index in range(1, 4):
+        blocks[f"fc{index}"] = nn.Sequential(OrderedDict(linear=nn.Linear(features, width), tanh=nn.Tanh()))
+        features = width
+    return nn.Sequential(OrderedDict(blocks, head=nn.Linear(features, classes)))

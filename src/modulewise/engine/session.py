@@ -1,0 +1,290 @@
+"""Run one step over a partition in this process: each part learns as soon as it can, then forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..objective import Context, Role, Signal
+from ..partition.tapping import tapped
+from ..partition.tree import map_tensors, tensors
+from ..seeding import seed_of, set_generators
+from .local import LocalEngine, Micro
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One batch on its way through the parts, and the messages on their way back.
+
+    Args:
+        engine: what to run on.
+        x: input (N, ...), tuple or mapping.
+        y: labels (N,), (N, T) or (N, H, W).
+        views: views stacked along the batch.
+        step: index of the training step, as shown to objectives and in errors.
+        boundaries: boundaries at hand already, by index, where parts below are not to run.
+        micro: which slice of the step this batch is.
+    """
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        x: Any,
+        y: Any,
+        *,
+        views: int = 1,
+        step: int = 0,
+        boundaries: Mapping[int, Tensor] | None = None,
+        micro: Micro | None = None,
+    ) -> None:
+        self.engine, self.x, self.y, self.views = engine, x, y, views
+        self.step, self.micro = step, micro or Micro(draw=step)
+        self.device = tensors(x)[0].device.type
+        self.plans = engine.partition.plans(x)
+        self.readers = {index: part for part, plan in enumerate(self.plans) for index in plan.reads}
+        self.boundaries: dict[int, Tensor] = dict(boundaries or {})
+        self.dtypes: dict[int, torch.dtype] = {index: h.dtype for index, h in self.boundaries.items()}
+        self.mail: dict[int, dict[int, Any]] = {}
+        self.waiting: dict[int, tuple[dict[int, Tensor], Any]] = {}
+        self.inputs: dict[int, dict[int, Tensor]] = {}
+        self.hearing: dict[int, Context] = {}
+        self.taps: dict[int, dict[str, tuple[Any, Any]]] = {}
+        self.losses: dict[int, Tensor] = {}
+
+    def up(self, part: int) -> None:
+        """Run a part; let it learn unless it waits for messages."""
+        objective = self.engine.objectives[part]
+        fed = {index: self._leaf(index, objective.reads_input_gradient) for index in self.plans[part].reads}
+        keep = not (objective.waits and objective.recompute)
+        with torch.set_grad_enabled(keep):
+            h_out = self._run(part, fed)
+        if part < len(self.engine.partition) - 1:
+            self.boundaries[part], self.dtypes[part] = h_out.detach(), h_out.dtype
+        if objective.waits:
+            self.waiting[part] = (fed, h_out if keep else None)
+            self.inputs[part] = fed
+        else:
+            self._learn(part, fed, h_out)
+        del h_out
+        self._forget(part)
+
+    def down(self) -> None:
+        """Deliver what waits, from the top part down, and end the step."""
+        self._rehearse()
+        for part in sorted(self.waiting, reverse=True):
+            fed, h_out = self.waiting.pop(part)
+            if h_out is None:
+                with torch.enable_grad():
+                    h_out = self._run(part, fed, recomputing=True)
+            self._learn(part, fed, h_out)
+            del fed, h_out
+        self.inputs.clear()
+        if self.micro.last:
+            self.engine.updater.finish(self.step)
+
+    def _leaf(self, index: int, reads_gradient: bool) -> Tensor:
+        """A boundary without its graph; in half precision a wide copy, whose gradient is unscaled without underflow."""
+        h = self.boundaries[index].detach()
+        if reads_gradient and self.engine.precision is torch.float16:
+            h = h.float()
+        return h.requires_grad_(reads_gradient)
+
+    def _run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False, again: bool = False) -> Any:
+        def enter(index: int) -> None:
+            set_generators(seed_of(self.engine.seed, self.micro.draw, index))
+
+        names = () if again else self.engine.objectives[part].taps
+        modules = {name: self.engine.partition.model.get_submodule(name) for name in names}
+        with self.engine.rule(part), self.engine.autocast(self.device), tapped(modules) as seen:
+            if not again:
+                self.taps[part] = seen
+            return self.engine.partition.run(
+                part,
+                self.x,
+                {index: h.to(self.dtypes[index]) for index, h in fed.items()},
+                enter=enter,
+                recomputing=recomputing,
+                calls=self.engine.calls[part],
+                plan=self.plans[part],
+                piecewise=self.engine.recompute,
+            )
+
+    def _learn(self, part: int, fed: dict[int, Tensor], h_out: Any) -> None:
+        engine, objective = self.engine, self.engine.objectives[part]
+        context = self._context(part, fed, h_out, self.mail.pop(part, {}), self.taps.pop(part, {}))
+        overlaps = objective.overlaps and part < len(engine.partition) - 1
+        set_generators(seed_of(engine.seed, self.micro.draw, part, "objective"))
+        with engine.autocast(self.device):
+            signal = objective(context)
+        finite = self._note(part, signal)
+        self._backward(part, signal, context, tuple(fed.values()), keep=overlaps)
+        with engine.autocast(self.device):
+            messages = objective.messages(context)
+        for receiver, message in messages.items():
+            self.mail.setdefault(receiver, {})[part] = message
+        if objective.hears or overlaps:
+            kept = h_out if overlaps else h_out.detach()
+            self.hearing[part] = replace(context, h_out=kept, feedback={}, taps={})
+        del context, signal, h_out, messages
+        if self.micro.last and not overlaps:
+            self._update(part, (Role.PART, objective.role), finite)
+        for earlier in sorted(self.hearing, reverse=True):
+            # Every reader of a boundary may send a message about it; the last one has learned now.
+            if self.readers[earlier] <= part:
+                self._hear(earlier)
+
+    def _rehearse(self) -> None:
+        """The feedback phase: objectives learn by themselves, from the top down, before any part has."""
+        engine, mail = self.engine, dict[int, dict[int, Any]]()
+        for part in sorted(self.waiting, reverse=True):
+            objective = engine.objectives[part]
+            if objective.rounds == 0:
+                continue
+            fed, h_out = self.waiting[part]
+            if h_out is None:
+                with torch.no_grad():
+                    h_out = self._run(part, fed, recomputing=True)
+            still = {index: h.detach() for index, h in fed.items()}
+            context = self._context(part, still, map_tensors(Tensor.detach, h_out), mail.pop(part, {}), {})
+            own = engine.updater.parameters(part, objective.role)
+            for turn in range(objective.rounds):
+                set_generators(seed_of(engine.seed, self.micro.draw, part, "rehearse", turn))
+                with engine.autocast(self.device):
+                    signal = objective.rehearse(context)
+                if signal is not None:
+                    finite = self._note(part, signal, shows=False)
+                    self._backward(part, signal, context, (), into=own)
+                    engine.updater.update(part, (objective.role,), finite)
+            with engine.autocast(self.device):
+                messages = objective.rehearsed(context)
+            for receiver, message in messages.items():
+                (self.mail if receiver == part else mail).setdefault(receiver, {})[part] = message
+
+    def _context(
+        self,
+        part: int,
+        fed: Mapping[int, Tensor],
+        h_out: Any,
+        feedback: Mapping[int, Any],
+        taps: Mapping[str, tuple[Any, Any]],
+    ) -> Context:
+        def run(h: Any) -> Any:
+            x, given = (h, fed) if part == 0 else (self.x, {**fed, part - 1: h})
+            session = self if part else Session(self.engine, x, self.y, step=self.step, micro=self.micro)
+            return session._run(part, given, recomputing=True, again=True)
+
+        return Context(
+            h_in=fed[part - 1] if part else self.x,
+            h_out=h_out,
+            x=self.x,
+            y=self.engine.partition.labels(part, self.y),
+            views=self.views,
+            part=part,
+            step=self.step,
+            feedback=feedback,
+            ports={index: h for index, h in fed.items() if index != part - 1},
+            run=run,
+            taps=taps,
+            ahead=partial(self._ahead, part) if self.engine.objectives[part].looks_ahead else None,
+        )
+
+    def _ahead(self, part: int, h_out: Any) -> Any:
+        """The model's output from another boundary on; what later parts read besides is as it was."""
+        passed = {part: h_out}
+        for later in range(part + 1, len(self.engine.partition)):
+            fed = {index: passed.get(index, h.detach()) for index, h in self.inputs[later].items()}
+            passed[later] = self._run(later, fed, recomputing=True, again=True)
+        return passed[len(self.engine.partition) - 1]
+
+    def _note(self, part: int, signal: Signal, *, shows: bool = True) -> Tensor | None:
+        shown, updater = signal.shown(), self.engine.updater
+        # An overflow of scaled gradients is the scaler's to see: it leaves the step out and lowers the scale.
+        scaled = signal.loss is None and updater.scaler(part, self.device) is not None
+        finite = None if scaled else updater.check(part, self.step, shown)
+        if shows:
+            self.losses.setdefault(part, shown)
+        return finite
+
+    def _backward(
+        self,
+        part: int,
+        signal: Signal,
+        context: Context,
+        fed: tuple[Tensor, ...],
+        *,
+        keep: bool = False,
+        into: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Differentiate the signal now, outside any forward, so that the graph goes before the next part runs."""
+        roots: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        scaler = self.engine.updater.scaler(part, self.device)
+        scale = scaler.scale(torch.ones((), device=self.device)) if scaler is not None else None
+        if signal.loss is not None and signal.loss.requires_grad:
+            roots.append(signal.loss)
+            gradients.append(None if scale is None else scale.to(signal.loss.dtype))
+        if signal.gradient is not None and context.h_out.requires_grad:
+            roots.append(context.h_out)
+            gradients.append(signal.gradient if scale is None else signal.gradient * scale)
+        if into is None:
+            self._rescale(part)
+        if roots and into != []:
+            torch.autograd.backward(roots, gradients, retain_graph=keep, inputs=into)
+        if scale is not None:
+            for leaf in fed:
+                if leaf.grad is not None:
+                    leaf.grad /= scale
+
+    def _rescale(self, part: int) -> None:
+        """Bring the gradients of earlier slices to this slice's number of samples."""
+        before = self.micro.units.get(part, self.micro.rows)
+        self.micro.units[part] = self.micro.rows
+        if before != self.micro.rows:
+            for role in (Role.PART, self.engine.objectives[part].role):
+                scale_gradients(self.engine.updater.parameters(part, role), before / self.micro.rows)
+
+    def _update(self, part: int, roles: tuple[Role, ...], finite: Tensor | None) -> None:
+        updater = self.engine.updater
+        if self.micro.weight != 1.0:
+            for role in roles:
+                scale_gradients(updater.parameters(part, role), self.micro.weight)
+        rule = self.engine.objectives[part].rule
+        if rule is not None and Role.PART in roles:
+            set_generators(seed_of(self.engine.seed, self.micro.draw, part, "rule"))
+            rule.learn(self.engine.modules(part))
+        updater.update(part, roles, finite)
+
+    def _hear(self, part: int) -> None:
+        objective = self.engine.objectives[part]
+        if part not in self.mail and not objective.overlaps:
+            return
+        context = replace(self.hearing.pop(part), feedback=self.mail.pop(part, {}))
+        set_generators(seed_of(self.engine.seed, self.micro.draw, part, "hear"))
+        with self.engine.autocast(self.device):
+            signal = objective.hear(context)
+        if signal is None and not objective.overlaps:
+            return
+        if signal is None:
+            signal = Signal(report=self.losses[part])
+        finite = self._note(part, signal)
+        self._backward(part, signal, context, ())
+        if self.micro.last:
+            self._update(part, (Role.PART, objective.role) if objective.overlaps else (objective.role,), finite)
+
+    def _forget(self, part: int) -> None:
+        """Let go of boundaries that no later part reads."""
+        for index in [index for index in self.boundaries if self.readers[index] <= part]:
+            del self.boundaries[index]
+
+
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply gradients in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients and factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
