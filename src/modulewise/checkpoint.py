@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .engine.pending import pending_state, restore_pending
 from .errors import CheckpointError
 from .objective import Role
 from .schedules import State
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "restore", "write"]
 
-FORMAT = 1
+FORMAT = 2
 LATEST = "latest"
-NAMES = ("model", "heads", "optimizers", "rules", "solver")
+NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
 ITEMS = "items with keys that are no words"
 
 
@@ -111,6 +112,7 @@ def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
         "optimizers": optimizers,
         "rules": {f"{i}.{n}": t for i, rule in enumerate(rules.values()) for n, t in rule.state_dict().items()},
         "solver": trainer.solver.state_dict() if trainer.solver is not None else {},
+        "pending": pending_state(trainer.engine),
     }
 
 
@@ -240,6 +242,7 @@ def _apply(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, dict[str,
     if trainer.solver is not None:
         trainer.solver.load_state_dict(tensors["solver"])
     _restore_optimizers(trainer, facts, tensors["optimizers"])
+    restore_pending(trainer.engine, tensors["pending"])
     trainer.steps = facts["step"]
     trainer.updater.steps = {int(part): count for part, count in facts["updates"].items()}
     trainer.progress = None if facts["progress"] is None else State(**facts["progress"])

@@ -138,7 +138,7 @@ class LayerRule(ABC):
     def installed(self, modules: Iterable[tuple[str, nn.Module]]) -> AbstractContextManager[None]:
         """Put the rule into these (name, module) pairs for the duration of a `with` block."""
 
-    def learn(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    def learn(self, modules: Iterable[tuple[str, nn.Module]]) -> None:  # noqa: B027 - most rules learn nothing
         """Change the rule's own tensors, or the gradients: once a step, when the part's gradients are all there.
 
         Asked before the optimisers of the part and its objective step; draws come from torch's default generator,

@@ -261,12 +261,12 @@ class Trainer:
 
     def guarded(self) -> _Guard:
         """Generators put back, and gradients dropped if the block fails."""
-        return _Guard(self.updater)
+        return _Guard(self.engine)
 
 
 class _Guard:
-    def __init__(self, updater: Updater) -> None:
-        self.updater, self.generators = updater, preserved_generators()
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine, self.generators = engine, preserved_generators()
 
     def __enter__(self) -> None:
         self.generators.__enter__()
@@ -274,7 +274,8 @@ class _Guard:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.generators.__exit__(None, None, None)
         if kind is not None:
-            self.updater.clear()
+            self.engine.updater.clear()
+            self.engine.pending.clear()
 
 
 _SETTINGS = ("optimizer", "scheduler", "clip_norm", "precision", "accumulate", "compile", "recompute")

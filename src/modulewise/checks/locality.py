@@ -75,7 +75,8 @@ def locality(trainer: Trainer, x: Any, y: Any, *, views: int = 1) -> LocalityRep
         return LocalityReport(trainer.locality, None, {}, ())
     start = Snapshot(trainer)
     try:
-        trainer.step(x, y, views=views)
+        for _ in range(_window(trainer)):
+            trainer.step(x, y, views=views)
         warm = Snapshot(trainer)
         base = _updates(trainer, x, y, views, nullcontext())
         influence: dict[tuple[int, int], set[str]] = {}
@@ -92,6 +93,11 @@ def locality(trainer: Trainer, x: Any, y: Any, *, views: int = 1) -> LocalityRep
         start.restore()
 
 
+def _window(trainer: Trainer) -> int:
+    """Steps in which whatever is going to influence a part has done so."""
+    return 1 + max((objective.delay for objective in trainer.objectives), default=0)
+
+
 def _owned(trainer: Trainer, part: int) -> list[Tensor]:
     return [*trainer.partition.part(part).parameters(), *trainer.objectives[part].parameters()]
 
@@ -99,14 +105,15 @@ def _owned(trainer: Trainer, part: int) -> list[Tensor]:
 def _updates(
     trainer: Trainer, x: Any, y: Any, views: int, intervention: AbstractContextManager[None]
 ) -> list[list[Tensor]]:
-    """By how much every part's parameters move in one step under an intervention, and the gradients left for the next.
+    """By how much every part's parameters move under an intervention, and the gradients left for the next step.
 
     A leak may come too late for this step's update: its gradient then lies in wait on the parameters.
     """
     parts = range(len(trainer.partition))
     with intervention:
         before = [[t.detach().clone() for t in _owned(trainer, part)] for part in parts]
-        trainer.step(x, y, views=views)
+        for _ in range(_window(trainer)):
+            trainer.step(x, y, views=views)
         moves = [[t.detach() - b for t, b in zip(_owned(trainer, part), before[part], strict=True)] for part in parts]
     return [moves[part] + [t.grad for t in _owned(trainer, part) if t.grad is not None] for part in parts]
 
@@ -139,7 +146,7 @@ def _other_labels(trainer: Trainer, part: int) -> Iterator[None]:
 
         return call
 
-    names = ("forward", "messages", "hear")
+    names = ("forward", "messages", "hear", "rehearse", "rehearsed")
     try:
         for name in names:
             objective.__dict__[name] = relabelled(getattr(objective, name))
@@ -191,9 +198,9 @@ def _judge(trainer: Trainer, influence: Influence) -> LocalityReport:
         violations.append("no part reads a neighbour: it is strict")
     if reach is Reach.WINDOW:
         violations += [_sentence(p, influence[p]) for p in sorted(signals) if abs(p[0] - p[1]) >= declared.window]
-    if declared.sends_feedback and reach is not Reach.DELAYED and not signals and parts > 1:
+    if declared.sends_feedback and not signals and parts > 1:
         violations.append(f"no part's signal reaches another: it is {observed.value}, not {declared}")
-    if reach is Reach.GLOBAL and signals:
+    if reach in (Reach.GLOBAL, Reach.DELAYED) and signals:
         trained = [k for k in range(parts - 1) if any(p.requires_grad for p in trainer.partition.part(k).parameters())]
         violations += [f"part {k} does not learn from the last part" for k in trained if (parts - 1, k) not in signals]
     return LocalityReport(declared, observed, influence, tuple(violations))

@@ -62,7 +62,7 @@ def check_phases(objectives: Sequence[Objective], *, accumulate: int) -> None:
         late = [later for later in range(part, len(objectives)) if not objectives[later].waits]
         if (objective.rounds or objective.looks_ahead) and late:
             raise MethodError(
-                f"the objective of part {part} rehearses or looks ahead and that of part {late[0]} does not wait, so its "
+                f"the objective of part {part} rehearses or looks ahead, and that of part {late[0]} does not wait: its "
                 "weights would have changed by then; set waits = True there"
             )
         if objective.delay and not objective.waits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -50,16 +51,17 @@ class _Pass:
     """Sums of one pass."""
 
     def __init__(self) -> None:
-        self.started, self.batches = perf_counter(), 0
+        self.started = perf_counter()
         self.sums: dict[int, Tensor] = {}
+        self.counts: Counter[int] = Counter()
 
     def add(self, losses: dict[int, Tensor]) -> None:
-        self.batches += 1
+        self.counts.update(losses.keys())
         for part, loss in losses.items():
             self.sums[part] = self.sums[part] + loss if part in self.sums else loss.clone()
 
     def mean(self) -> dict[int, float]:
-        return {part: float(total) / self.batches for part, total in sorted(self.sums.items())}
+        return {part: float(total) / self.counts[part] for part, total in sorted(self.sums.items())}
 
 
 class _Fit:

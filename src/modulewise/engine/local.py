@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch import nn
 from ..objective import Objective
 from ..partition import Partition
 from .updating import Updater
+
+if TYPE_CHECKING:
+    from .session import Session
 
 __all__ = ["LocalEngine", "Micro"]
 
@@ -30,6 +33,9 @@ class LocalEngine:
         precision: type of the forward's matrix products; float32 for no autocast.
         calls: for every part, other calls for modules inside it (compiled ones).
         recompute: keep for a part's backward only the inputs of its pieces, and run those again.
+
+    Attributes:
+        pending: earlier batches from which delayed parts have yet to learn, oldest first.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class LocalEngine:
     ) -> None:
         self.partition, self.objectives, self.updater = partition, objectives, updater
         self.seed, self.precision, self.calls, self.recompute = seed, precision, calls, recompute
+        self.pending: list[Session] = []
 
     def autocast(self, device: str) -> AbstractContextManager[Any]:
         """Forward in lower precision, ours or the caller's; no cache: a cached weight would survive its update."""

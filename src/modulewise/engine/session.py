@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from ..objective import Context, Role, Signal
 from ..partition.tapping import tapped
-from ..partition.tree import map_tensors, tensors
+from ..partition.tree import tensors
 from ..seeding import seed_of, set_generators
+from .delaying import WeightCopies, due
 from .local import LocalEngine, Micro
+from .rehearsing import rehearse
 
 __all__ = ["Session"]
 
@@ -53,6 +56,7 @@ class Session:
         self.mail: dict[int, dict[int, Any]] = {}
         self.waiting: dict[int, tuple[dict[int, Tensor], Any]] = {}
         self.inputs: dict[int, dict[int, Tensor]] = {}
+        self.weights: dict[int, WeightCopies] = {}
         self.hearing: dict[int, Context] = {}
         self.taps: dict[int, dict[str, tuple[Any, Any]]] = {}
         self.losses: dict[int, Tensor] = {}
@@ -62,8 +66,8 @@ class Session:
         objective = self.engine.objectives[part]
         fed = {index: self._leaf(index, objective.reads_input_gradient) for index in self.plans[part].reads}
         keep = not (objective.waits and objective.recompute)
-        with torch.set_grad_enabled(keep):
-            h_out = self._run(part, fed)
+        with torch.set_grad_enabled(keep), self._stale(part) if keep else nullcontext():
+            h_out = self.run(part, fed)
         if part < len(self.engine.partition) - 1:
             self.boundaries[part], self.dtypes[part] = h_out.detach(), h_out.dtype
         if objective.waits:
@@ -76,17 +80,44 @@ class Session:
 
     def down(self) -> None:
         """Deliver what waits, from the top part down, and end the step."""
-        self._rehearse()
+        rehearse(self)
+        if any(self.engine.objectives[part].delay for part in self.waiting):
+            self.engine.pending.append(self)
         for part in sorted(self.waiting, reverse=True):
-            fed, h_out = self.waiting.pop(part)
-            if h_out is None:
-                with torch.enable_grad():
-                    h_out = self._run(part, fed, recomputing=True)
-            self._learn(part, fed, h_out)
-            del fed, h_out
+            session = due(self.engine, self, part)
+            if session is not None:
+                session._catch_up(part)
+                self.losses.setdefault(part, session.losses[part])
+        self.engine.pending = [session for session in self.engine.pending if session.waiting]
         self.inputs.clear()
         if self.micro.last:
             self.engine.updater.finish(self.step)
+
+    def rejoin(self, part: int, fed: dict[int, Tensor], values: Sequence[Tensor]) -> None:
+        """Let a part wait again after a checkpoint; its graph is made anew with the weights it had."""
+        objective = self.engine.objectives[part]
+        fed = {index: h.requires_grad_(objective.reads_input_gradient) for index, h in fed.items()}
+        h_out = None
+        if not objective.recompute:
+            with torch.enable_grad(), self._stale(part, values), self.weights[part].lent():
+                h_out = self.run(part, fed, recomputing=True)
+        self.waiting[part] = (fed, h_out)
+
+    def _stale(self, part: int, values: Sequence[Tensor] | None = None) -> AbstractContextManager[object]:
+        """Keep copies of the weights in the graph of a part that learns when they will have changed."""
+        if self.engine.objectives[part].delay == 0:
+            return nullcontext()
+        self.weights[part] = WeightCopies(list(self.engine.partition.part(part).parameters()), values)
+        return self.weights[part].kept()
+
+    def _catch_up(self, part: int) -> None:
+        """Let a part learn from its messages, which have all arrived."""
+        fed, h_out = self.waiting.pop(part)
+        if h_out is None:
+            with torch.enable_grad():
+                h_out = self.run(part, fed, recomputing=True)
+        self._learn(part, fed, h_out)
+        self.weights.pop(part, None)
 
     def _leaf(self, index: int, reads_gradient: bool) -> Tensor:
         """A boundary without its graph; in half precision a wide copy, whose gradient is unscaled without underflow."""
@@ -95,7 +126,9 @@ class Session:
             h = h.float()
         return h.requires_grad_(reads_gradient)
 
-    def _run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False, again: bool = False) -> Any:
+    def run(self, part: int, fed: Mapping[int, Tensor], *, recomputing: bool = False, again: bool = False) -> Any:
+        """A part's output from the boundaries it reads; `again` leaves its taps alone."""
+
         def enter(index: int) -> None:
             set_generators(seed_of(self.engine.seed, self.micro.draw, index))
 
@@ -117,13 +150,13 @@ class Session:
 
     def _learn(self, part: int, fed: dict[int, Tensor], h_out: Any) -> None:
         engine, objective = self.engine, self.engine.objectives[part]
-        context = self._context(part, fed, h_out, self.mail.pop(part, {}), self.taps.pop(part, {}))
+        context = self.context(part, fed, h_out, self.mail.pop(part, {}), self.taps.pop(part, {}))
         overlaps = objective.overlaps and part < len(engine.partition) - 1
         set_generators(seed_of(engine.seed, self.micro.draw, part, "objective"))
         with engine.autocast(self.device):
             signal = objective(context)
-        finite = self._note(part, signal)
-        self._backward(part, signal, context, tuple(fed.values()), keep=overlaps)
+        finite = self.note(part, signal)
+        self.backward(part, signal, context, tuple(fed.values()), keep=overlaps)
         with engine.autocast(self.device):
             messages = objective.messages(context)
         for receiver, message in messages.items():
@@ -139,34 +172,7 @@ class Session:
             if self.readers[earlier] <= part:
                 self._hear(earlier)
 
-    def _rehearse(self) -> None:
-        """The feedback phase: objectives learn by themselves, from the top down, before any part has."""
-        engine, mail = self.engine, dict[int, dict[int, Any]]()
-        for part in sorted(self.waiting, reverse=True):
-            objective = engine.objectives[part]
-            if objective.rounds == 0:
-                continue
-            fed, h_out = self.waiting[part]
-            if h_out is None:
-                with torch.no_grad():
-                    h_out = self._run(part, fed, recomputing=True)
-            still = {index: h.detach() for index, h in fed.items()}
-            context = self._context(part, still, map_tensors(Tensor.detach, h_out), mail.pop(part, {}), {})
-            own = engine.updater.parameters(part, objective.role)
-            for turn in range(objective.rounds):
-                set_generators(seed_of(engine.seed, self.micro.draw, part, "rehearse", turn))
-                with engine.autocast(self.device):
-                    signal = objective.rehearse(context)
-                if signal is not None:
-                    finite = self._note(part, signal, shows=False)
-                    self._backward(part, signal, context, (), into=own)
-                    engine.updater.update(part, (objective.role,), finite)
-            with engine.autocast(self.device):
-                messages = objective.rehearsed(context)
-            for receiver, message in messages.items():
-                (self.mail if receiver == part else mail).setdefault(receiver, {})[part] = message
-
-    def _context(
+    def context(
         self,
         part: int,
         fed: Mapping[int, Tensor],
@@ -174,10 +180,12 @@ class Session:
         feedback: Mapping[int, Any],
         taps: Mapping[str, tuple[Any, Any]],
     ) -> Context:
+        """What a part's objective may look at."""
+
         def run(h: Any) -> Any:
             x, given = (h, fed) if part == 0 else (self.x, {**fed, part - 1: h})
             session = self if part else Session(self.engine, x, self.y, step=self.step, micro=self.micro)
-            return session._run(part, given, recomputing=True, again=True)
+            return session.run(part, given, recomputing=True, again=True)
 
         return Context(
             h_in=fed[part - 1] if part else self.x,
@@ -199,10 +207,11 @@ class Session:
         passed = {part: h_out}
         for later in range(part + 1, len(self.engine.partition)):
             fed = {index: passed.get(index, h.detach()) for index, h in self.inputs[later].items()}
-            passed[later] = self._run(later, fed, recomputing=True, again=True)
+            passed[later] = self.run(later, fed, recomputing=True, again=True)
         return passed[len(self.engine.partition) - 1]
 
-    def _note(self, part: int, signal: Signal, *, shows: bool = True) -> Tensor | None:
+    def note(self, part: int, signal: Signal, *, shows: bool = True) -> Tensor | None:
+        """Show a part's loss and look whether it is finite."""
         shown, updater = signal.shown(), self.engine.updater
         # An overflow of scaled gradients is the scaler's to see: it leaves the step out and lowers the scale.
         scaled = signal.loss is None and updater.scaler(part, self.device) is not None
@@ -211,7 +220,7 @@ class Session:
             self.losses.setdefault(part, shown)
         return finite
 
-    def _backward(
+    def backward(
         self,
         part: int,
         signal: Signal,
@@ -272,8 +281,8 @@ class Session:
             return
         if signal is None:
             signal = Signal(report=self.losses[part])
-        finite = self._note(part, signal)
-        self._backward(part, signal, context, ())
+        finite = self.note(part, signal)
+        self.backward(part, signal, context, ())
         if self.micro.last:
             self._update(part, (Role.PART, objective.role) if objective.overlaps else (objective.role,), finite)
 

@@ -51,10 +51,12 @@ class ChainRule(Objective):
     Args:
         site: where the objective sits.
         recompute: while waiting, keep h_in instead of the graph.
+        lag: every part learns so many steps after the part above it, >= 0.
     """
 
-    def __init__(self, site: Site, *, recompute: bool = False) -> None:
+    def __init__(self, site: Site, *, recompute: bool = False, lag: int = 0) -> None:
         super().__init__()
+        self.delay = lag * (site.parts - 1 - site.part)
         self.task = TaskLoss(site.loss) if site.last else None
         self.waits = not site.last
         self.recompute = recompute and self.waits
