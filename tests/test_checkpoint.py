@@ -232,7 +232,7 @@ class TestWriting:
         trainer.save(tmp_path, loader=data_of("DGL"))
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {".safetensors", ".json", ""}
-        assert len(files) == 7
+        assert len(files) == 8
         for path in files:
             start = path.read_bytes()[:4]
             assert not start.startswith((b"PK", b"\x80"))
@@ -323,9 +323,9 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "heads missing": (lambda f: (latest(f) / "heads.safetensors").unlink(), "damaged or incomplete"),
     "json truncated": (lambda f: truncated(latest(f) / "trainer.json"), "damaged or incomplete"),
     "json empty": (lambda f: (latest(f) / "trainer.json").write_text(""), "damaged or incomplete"),
-    "json a list": (lambda f: (latest(f) / "trainer.json").write_text("[1]"), "not a checkpoint of format 1"),
+    "json a list": (lambda f: (latest(f) / "trainer.json").write_text("[1]"), "not a checkpoint of format 2"),
     "json of something else": (lambda f: (latest(f) / "trainer.json").write_text('{"a": 1}'), "not a checkpoint"),
-    "a later format": (lambda f: edited(f, lambda facts: facts.update(format=2)), "not a checkpoint of format 1"),
+    "a later format": (lambda f: edited(f, lambda facts: facts.update(format=3)), "not a checkpoint of format 2"),
     "no identity": (lambda f: edited(f, lambda facts: facts.pop("identity")), "not a checkpoint"),
     "no step": (lambda f: edited(f, lambda facts: facts.pop("step")), "does not fit the trainer"),
     "odd progress": (lambda f: edited(f, lambda facts: facts.update(progress={"x": 1})), "does not fit"),
