@@ -91,6 +91,7 @@ class Method(ABC):
         name: on the command line and in tables, as the paper writes it; made from the class name where left empty.
         views: how many views of every sample the method needs, stacked along the batch; the loader makes them.
         makes_views: whether the method makes views of its own, out of x and y, in `prepare`.
+        full_batch: whether every step wants all samples, in the same order (variables for every sample are kept).
     """
 
     family: ClassVar[Family]
@@ -99,6 +100,7 @@ class Method(ABC):
     name: ClassVar[str] = ""
     views: ClassVar[int] = 1
     makes_views: ClassVar[bool] = False
+    full_batch: ClassVar[bool] = False
 
 
 class PartwiseMethod(Method, ABC):

@@ -108,6 +108,8 @@ class Site:
         blocks: the later modules, in order of call (made on demand).
         modules: the outermost modules that this part calls, by name (made on demand).
         x: an example of the model's input (N, ...), for its structure and shapes alone.
+        moments: where parts are windows of time, which share their parameters: the shape (N, t, ...) of the moments of
+            the longest window; None for parts in depth.
     """
 
     part: int
@@ -118,11 +120,17 @@ class Site:
     blocks: Callable[[], tuple[Block, ...]] = tuple
     modules: Callable[[], Sequence[tuple[str, nn.Module]]] = tuple
     x: Any = None
+    moments: tuple[int, ...] | None = None
 
     @property
     def last(self) -> bool:
         """Whether this is the part that ends in the model's output."""
         return self.part == self.parts - 1
+
+    @property
+    def over_time(self) -> bool:
+        """Whether parts are windows of time of a recurrent network."""
+        return self.moments is not None
 
     @property
     def boundary(self) -> Boundary:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import schedules
 from .checkpoint import restore, write
 from .engine.batches import Batch, check_batch
-from .engine.binding import bind, check_phases, check_taps, with_views
+from .engine.binding import bind, check_phases, check_taps, check_windows, with_views
 from .engine.evaluating import Evaluation, evaluate
 from .engine.features import evaluating
 from .engine.fitting import Epoch, run_schedule
@@ -22,7 +22,7 @@ from .engine.updating import OptimizerFactory, SchedulerFactory, Updater
 from .errors import MethodError
 from .method import Locality, Method, PartwiseMethod, Reach, Solver, SolverMethod
 from .objective import Loss, Objective
-from .partition import Partition
+from .partition import AnyPartition, Partition, TimePartition
 from .partition.tree import call_model, plain
 from .seeding import preserved_generators
 
@@ -33,7 +33,7 @@ class Trainer:
     """Trains a partition with a method; the user's model is the trained object.
 
     Args:
-        partition: the parts.
+        partition: the parts: in depth (`Partition`) or windows of time (`TimePartition`).
         method: what gives each part its learning signal.
         loss: loss(output, y) -> scalar, the task's, on the model's raw output; the last part minimises it.
         optimizer: factory `optimizer(parameters)` or `optimizer(parameters, *, part, role)`; called for every part and
@@ -71,7 +71,7 @@ class Trainer:
 
     def __init__(
         self,
-        partition: Partition,
+        partition: AnyPartition,
         method: Method,
         *,
         loss: Loss,
@@ -100,6 +100,10 @@ class Trainer:
         if isinstance(method, SolverMethod):
             settings = (optimizer, scheduler, clip_norm, precision, accumulate, compile, recompute)
             _refuse_settings(method, *settings)
+            if isinstance(partition, TimePartition):
+                raise MethodError(
+                    f"{type(method).__name__} has its own update and takes no partition over time; cut in depth"
+                )
             self.solver = method.solver(partition, loss=loss, seed=seed)
         elif isinstance(method, PartwiseMethod):
             if optimizer is None:
@@ -108,6 +112,7 @@ class Trainer:
         else:
             given = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
             raise MethodError(f"method is {given}, expected an instance of one of modulewise.methods")
+        check_windows(partition, self.objectives, accumulate=accumulate, compile=compile, recompute=recompute)
         check_taps(self.objectives, compile=compile, recompute=recompute)
         check_phases(self.objectives, accumulate=accumulate)
         self.updater = Updater(
@@ -116,7 +121,7 @@ class Trainer:
             optimizer=optimizer or torch.optim.SGD,
             scheduler=scheduler,
             clip_norm=clip_norm,
-            together=clip_norm is not None and method.locality.reach is Reach.GLOBAL,
+            together=partition.shared or (clip_norm is not None and method.locality.reach is Reach.GLOBAL),
             scaled=precision is torch.float16,
         )
         self.graph_breaks: list[GraphBreak] = []
@@ -255,7 +260,7 @@ class Trainer:
     def _calls(self, *, compile: bool, recompute: bool) -> list[Any]:
         if compile and recompute:
             raise MethodError("compile=True and recompute=True were both given, expected one; choose speed or memory")
-        if compile:
+        if compile and isinstance(self.partition, Partition):
             return list(compiled(self.partition, self.graph_breaks))
         return [{} for _ in self.partition.parts]
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
 from ..errors import MethodError
+from ..layer_rules import DirectFeedback
 from ..method import Method, PartwiseMethod
+from ..methods.windowed import Windowed
 from ..objective import Loss, Objective, Site
-from ..partition import Partition
+from ..partition import AnyPartition, TimePartition
 from ..seeding import preserved_generators, seed_of, set_generators
 
-__all__ = ["bind", "check_phases", "check_taps", "with_views"]
+__all__ = ["bind", "check_phases", "check_taps", "check_windows", "with_views"]
 
 
-def bind(partition: Partition, method: PartwiseMethod, loss: Loss, *, seed: int) -> list[Objective]:
+def bind(partition: AnyPartition, method: PartwiseMethod, loss: Loss, *, seed: int) -> list[Objective]:
     """One objective a part, on the part's device, its heads drawn from a seed of their own."""
-    objectives = []
+    objectives: list[Objective] = []
     with preserved_generators():
         for part in partition.parts:
             site = Site(
@@ -24,24 +29,78 @@ def bind(partition: Partition, method: PartwiseMethod, loss: Loss, *, seed: int)
                 len(partition),
                 part.input,
                 part.output,
-                loss,
+                _of_window(partition, part.index, loss) if isinstance(partition, TimePartition) else loss,
                 blocks=lambda index=part.index: partition.blocks(index),  # type: ignore[misc]
                 modules=part.modules,
                 x=partition.example,
+                moments=partition.shape if isinstance(partition, TimePartition) else None,
             )
             set_generators(seed_of(seed, "heads", part.index))
             objective = method.objective(site)
+            if isinstance(partition, TimePartition):
+                objective = _windowed(partition, site, objective, objectives)
             first = next(partition.model.parameters(), None)
             objectives.append(objective if first is None else objective.to(first.device))
     return objectives
 
 
-def check_taps(objectives: Sequence[Objective], *, compile: bool, recompute: bool) -> None:
-    """Refuse to read inside parts whose insides are compiled or run twice.
+def _of_window(partition: TimePartition, index: int, loss: Loss) -> Loss:
+    """The task loss of one window, weighted so that the windows' sum is the mean over all moments."""
+    share = partition.lengths[index] / sum(partition.lengths)
+    return (lambda output, y: share * loss(output, y)) if partition.every else loss
+
+
+def _windowed(partition: TimePartition, site: Site, objective: Objective, earlier: Sequence[Objective]) -> Objective:
+    """A window's objective with the heads of the windows before it, and with the loss of its own outputs."""
+    donors = {
+        name: head
+        for other in reversed(earlier)
+        for name, head in (other.inner if isinstance(other, Windowed) else other).named_children()
+    }
+    for name, head in list(objective.named_children()):
+        donor = donors.get(name)
+        if donor is not None and _shapes(head) and _shapes(donor) == _shapes(head):
+            setattr(objective, name, donor)
+    return objective if site.last or not partition.every else Windowed(objective, loss=site.loss)
+
+
+def _shapes(head: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in head.state_dict().items()}
+
+
+def check_windows(
+    partition: AnyPartition, objectives: Sequence[Objective], *, accumulate: int, compile: bool, recompute: bool
+) -> None:
+    """Refuse what windows of time, which share their parameters, cannot have.
 
     Raises:
-        MethodError: an objective has taps, and compile or recompute is set.
+        MethodError: a batch is cut into slices, modules inside a window are compiled or run twice, or a window would
+            learn late.
     """
+    word = "compile=True" if compile else "recompute=True" if recompute else ""
+    word = f"accumulate={accumulate}" if accumulate > 1 else word
+    word = "a method with delayed gradients" if any(objective.delay for objective in objectives) else word
+    if partition.shared and word:
+        raise MethodError(f"{word} was given with a partition over time, which does not take it; leave it out")
+
+
+def check_taps(objectives: Sequence[Objective], *, compile: bool, recompute: bool) -> None:
+    """Refuse to read inside parts whose insides are compiled or run twice, or to change their layers there.
+
+    Raises:
+        MethodError: compile or recompute is set, and an objective has taps, or a layer rule that would be bypassed.
+    """
+    for part, objective in enumerate(objectives):
+        rule = objective.rule
+        if rule is not None and (recompute or (compile and isinstance(rule, DirectFeedback))):
+            given, why = (
+                ("recompute=True", "is not there when the part is run again in its backward")
+                if recompute
+                else ("compile=True", "passes a signal that a compiled backward does not see")
+            )
+            raise MethodError(
+                f"{given} was given and the layer rule of part {part} ({type(rule).__name__}) {why}; leave {given} out"
+            )
     word = "compile=True" if compile else "recompute=True" if recompute else ""
     tapped = next((part for part, objective in enumerate(objectives) if objective.taps), None)
     if word and tapped is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError, MethodError
+from ..partition import Partition
 from ..partition.tree import plain, tensors
 from ..schedules import FINAL, Event, Schedule, Sequential, State, Work
 from .batches import Batch, check_batch
@@ -97,6 +98,7 @@ class _Fit:
     def _fill(self, part: int) -> None:
         """Keep the features of the finished parts, where samples come back unchanged and nothing else is read."""
         loader, partition = self.loader, self.trainer.partition
+        assert isinstance(partition, Partition), "windows of time are never final"
         keeps = (
             hasattr(loader, "indexed") and not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
         )
@@ -116,6 +118,7 @@ class _Fit:
         if work.upstream != FINAL or work.part == 0:
             return trainer.batch(x, y, views=views)
         known = {self.cache.index: self.cache.rows(indices, x)} if self.cached and indices is not None else {}
+        assert isinstance(trainer.partition, Partition), "windows of time are never final"
         with trainer.engine.autocast(tensors(x)[0].device.type):
             boundaries = frozen_boundaries(trainer.partition, work.part, plain(x), known)
         needed = set(trainer.partition.plans(plain(x))[work.part].reads)
@@ -130,7 +133,7 @@ def _check(trainer: Trainer, schedule: Schedule, epochs: int) -> None:
     if epochs < 1:
         raise MethodError(f"epochs={epochs}, expected at least 1")
     talks = any(o.talks for o in trainer.objectives) or trainer.method.locality.sends_feedback
-    if (talks or trainer.solver is not None) and not schedule.allows_feedback:
+    if (talks or trainer.solver is not None or trainer.partition.shared) and not schedule.allows_feedback:
         raise MethodError(
             f"{type(trainer.method).__name__} needs later parts in the same step, which {type(schedule).__name__} does "
             "not run; use schedules.simultaneous or a method without feedback"

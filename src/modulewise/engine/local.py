@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..objective import Objective
-from ..partition import Partition
+from ..partition import AnyPartition
 from .updating import Updater
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        partition: Partition,
+        partition: AnyPartition,
         objectives: Sequence[Objective],
         updater: Updater,
         *,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..objective import Context, Role, Signal
 from ..partition.tapping import tapped
@@ -18,6 +18,7 @@ from ..seeding import seed_of, set_generators
 from .delaying import WeightCopies, due
 from .local import LocalEngine, Micro
 from .rehearsing import rehearse
+from .updating import scale_gradients
 
 __all__ = ["Session"]
 
@@ -133,7 +134,7 @@ class Session:
             set_generators(seed_of(self.engine.seed, self.micro.draw, index))
 
         names = () if again else self.engine.objectives[part].taps
-        modules = {name: self.engine.partition.model.get_submodule(name) for name in names}
+        modules = {name: self.engine.partition.module(name) for name in names}
         with self.engine.rule(part), self.engine.autocast(self.device), tapped(modules) as seen:
             if not again:
                 self.taps[part] = seen
@@ -259,15 +260,16 @@ class Session:
                 scale_gradients(self.engine.updater.parameters(part, role), before / self.micro.rows)
 
     def _update(self, part: int, roles: tuple[Role, ...], finite: Tensor | None) -> None:
-        updater = self.engine.updater
+        updater, rule = self.engine.updater, self.engine.objectives[part].rule
+        # The first window of time, which learns last where windows wait, stands for all.
+        owner = 0 if self.engine.partition.shared else part
         if self.micro.weight != 1.0:
             for role in roles:
                 scale_gradients(updater.parameters(part, role), self.micro.weight)
-        rule = self.engine.objectives[part].rule
-        if rule is not None and Role.PART in roles:
+        if rule is not None and Role.PART in roles and part == owner:
             set_generators(seed_of(self.engine.seed, self.micro.draw, part, "rule"))
             rule.learn(self.engine.modules(part))
-        updater.update(part, roles, finite)
+        updater.update(owner, roles, finite)
 
     def _hear(self, part: int) -> None:
         objective = self.engine.objectives[part]
@@ -290,10 +292,3 @@ class Session:
         """Let go of boundaries that no later part reads."""
         for index in [index for index in self.boundaries if self.readers[index] <= part]:
             del self.boundaries[index]
-
-
-def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
-    """Multiply gradients in place."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients and factor != 1.0:
-        torch._foreach_mul_(gradients, factor)

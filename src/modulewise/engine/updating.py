@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from ..errors import MethodError, NonFiniteLossError
 from ..objective import Objective, Role
-from ..partition import Partition
+from ..partition import AnyPartition
 from ..partition.tree import is_fake
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "Updater", "guarded_step"]
+__all__ = ["OptimizerFactory", "SchedulerFactory", "Updater", "guarded_step", "scale_gradients"]
 
 OptimizerFactory = Callable[..., Optimizer]
 """optimizer(parameters) or optimizer(parameters, *, part, role)."""
@@ -57,6 +57,13 @@ def guarded_step(optimizer: Optimizer, finite: Tensor) -> None:
             parameter.copy_(torch.where(finite, parameter, old))
 
 
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
+    """Multiply gradients in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients and factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
+
+
 class Updater:
     """The optimisers of a partition and its objectives.
 
@@ -72,7 +79,7 @@ class Updater:
 
     def __init__(
         self,
-        partition: Partition,
+        partition: AnyPartition,
         objectives: Sequence[Objective],
         *,
         optimizer: OptimizerFactory,
@@ -97,8 +104,11 @@ class Updater:
         """The trainable parameters of a part in one role."""
         if role is Role.PART:
             return [p for p in self.partition.part(part).parameters() if p.requires_grad]
-        objective = self.objectives[part]
-        return [p for p in objective.parameters() if p.requires_grad] if role is objective.role else []
+        objectives: Sequence[Objective] = self.objectives[part : part + 1]
+        if self.partition.shared:
+            objectives = self.objectives if part == 0 else []
+        own = (p for o in objectives if role is o.role for p in o.parameters() if p.requires_grad)
+        return list(dict.fromkeys(own))
 
     def optimizer(self, part: int, role: Role) -> Optimizer | None:
         """The optimiser of a part in one role, made when first asked for; None where there is nothing to train."""

@@ -16,10 +16,13 @@ from .kernel_machines import (
 from .named import build, names
 from .normalized import rms_mlp
 from .patching import patches
+from .recurrent import Recurrent, RecurrentNetwork, lstm_rows, rnn_pixels, rnn_rows
 
 __all__ = [
     "DivisiveNormalization",
     "KernelMachine",
+    "Recurrent",
+    "RecurrentNetwork",
     "Shape",
     "build",
     "cnn",
@@ -29,6 +32,7 @@ __all__ = [
     "klenet5",
     "kmlp",
     "lenet5",
+    "lstm_rows",
     "merged",
     "mlp",
     "names",
@@ -39,6 +43,8 @@ __all__ = [
     "resnet32",
     "resnet110",
     "rms_mlp",
+    "rnn_pixels",
+    "rnn_rows",
     "thinned",
     "vgg8b",
     "vgg11b",

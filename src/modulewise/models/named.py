@@ -20,6 +20,7 @@ from .greedy import greedy_cnn
 from .grouped import phsic_cnn, phsic_mlp
 from .normalized import rms_mlp
 from .patching import patches
+from .recurrent import lstm_rows, rnn_pixels, rnn_rows
 
 __all__ = ["build", "names"]
 
@@ -29,6 +30,7 @@ _BUILT_IN: Mapping[str, Callable[[Shape, int], nn.Module]] = MappingProxyType(
         "gln": gln,
         "greedy-cnn": greedy_cnn,
         "lenet5": lenet5,
+        "lstm-rows": lstm_rows,
         "mlp": mlp,
         "patches": patches,
         "phsic-cnn": phsic_cnn,
@@ -36,6 +38,8 @@ _BUILT_IN: Mapping[str, Callable[[Shape, int], nn.Module]] = MappingProxyType(
         "resnet110": resnet110,
         "resnet32": resnet32,
         "rms-mlp": rms_mlp,
+        "rnn-pixels": rnn_pixels,
+        "rnn-rows": rnn_rows,
         "vgg11b": vgg11b,
         "vgg8b": vgg8b,
     }

@@ -1,6 +1,10 @@
-"""Cut a model: names on the user's own forward, checked when the cut is made."""
+"""Cut a model: by names on the user's own forward, or a recurrent one into windows of time; checked when it is cut."""
 
 from .boundary import Block, Boundary
 from .partition import Part, Partition
+from .unrolled import TimePartition, Window
 
-__all__ = ["Block", "Boundary", "Part", "Partition"]
+AnyPartition = Partition | TimePartition
+"""What a trainer trains: parts in depth, or windows of time."""
+
+__all__ = ["AnyPartition", "Block", "Boundary", "Part", "Partition", "TimePartition", "Window"]

@@ -54,6 +54,8 @@ class Partition:
     torch.Size([2, 3])
     """
 
+    shared = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -103,6 +105,10 @@ class Partition:
         if not 0 <= index < len(self.parts):
             raise PartitionError(f"part {index} was asked for, expected 0 to {len(self.parts) - 1}")
         return self.parts[index]
+
+    def module(self, name: str) -> nn.Module:
+        """A module of the model by its name."""
+        return self.model.get_submodule(name)
 
     def labels(self, part: int, y: Any) -> Any:
         """The labels that a part sees: all of them."""
