@@ -213,14 +213,10 @@ class Partition:
         points = self._survey.points()
         if not 1 <= parts <= len(points) + 1:
             shared = self._survey.straddling()
-            why = (
-                f"; parameter {paths_of(self.model, shared)} is read on both sides of others, untie it"
-                if shared
-                else ""
-            )
+            tied = f"; parameter {paths_of(self.model, shared)} is read on both sides of others, untie it"
             raise PartitionError(
                 f"{parts} parts were asked for, expected 1 to {len(points) + 1}: the model has {len(points)} cut "
-                f"points{why}"
+                f"points{tied if shared else ''}"
             )
         if parts == 1:
             return []
