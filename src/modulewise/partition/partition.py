@@ -213,10 +213,11 @@ class Partition:
         points = self._survey.points()
         if not 1 <= parts <= len(points) + 1:
             shared = self._survey.straddling()
-            tied = f"; parameter {paths_of(self.model, shared)} is read on both sides of others, untie it"
+            names = paths_of(self.model, shared) if shared else ""
+            tied = f"; parameter {names} is read on both sides of others, untie it" if shared else ""
             raise PartitionError(
                 f"{parts} parts were asked for, expected 1 to {len(points) + 1}: the model has {len(points)} cut "
-                f"points{tied if shared else ''}"
+                f"points{tied}"
             )
         if parts == 1:
             return []
