@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from modulewise import compare
-from modulewise.compare import Experiment, Folder, TensorBoard, Watcher, configurations, run, runs, summarise
+from modulewise.compare import Experiment, Folder, TensorBoard, Watcher, aligning, configurations, run, runs, summarise
+from modulewise.compare.aligning import Aligning
 from modulewise.compare.assembling import Workshop
 from modulewise.compare.augmenting import augmentation
 from modulewise.compare.experiment import Descent, RateSchedule, fingerprint
@@ -18,7 +19,7 @@ from modulewise.compare.probing import probe_accuracy, probe_parts
 from modulewise.compare.results import Result, git_state
 from modulewise.compare.summary import HEADINGS, cells, markdown
 from modulewise.data import Compose, Crop, Cutout, Flip
-from modulewise.errors import DataError, MethodError, ModulewiseError, PartitionError
+from modulewise.errors import DataError, MethodError, ModulewiseError, NonFiniteLossError, PartitionError
 
 SMALL = Experiment(
     methods=("backprop", "checkpointed", "deeply-supervised", "dgl:head=linear", "predsim@sequential"),
@@ -32,7 +33,7 @@ STEPS = 2 * (112 // 32)  # epochs x whole batches of the 128 samples less the 16
 FIELDS = {
     *("method", "schedule", "locality", "locality_audit", "modular", "parts", "seed", "model", "data", "options"),
     *("test_accuracy", "peak_memory_bytes", "peak_breakdown", "step_seconds", "part_updates", "params", "head_params"),
-    *("epochs", "device", "versions", "git", "history"),
+    *("epochs", "device", "versions", "git", "history", "flops"),
 }
 
 
@@ -98,6 +99,64 @@ def test_counts_are_closed_forms(finished):
     heads = by_label(finished[0], 3)["dgl:head=linear@simultaneous"].head_params
     assert heads == 2 * (256 * 10 + 10)
     assert by_label(finished[0], 3)["backprop@simultaneous"].head_params == 0
+
+
+def test_operations_are_those_counted_by_hand(finished):
+    """64-256-256-256-10 cut at fc1 (and fc2); 2 N W forward, as much for the weights, and for inputs where one learns.
+
+    Linear heads 256-10 are run forward, and backward to their weights and their input.
+    """
+    sizes, n = [64 * 256, 256 * 256, 256 * 256, 256 * 10], 2 * 32
+    for parts in (2, 3):
+        rows = by_label(finished[0], parts)
+        whole = n * (2 * sum(sizes) + sum(sizes[1:]))
+        cuts = [1 + ("fc1", "fc2", "fc3").index(name) for name in rows["backprop@simultaneous"].cuts]
+        within = n * (2 * sum(sizes) + sum(sizes[layer] for layer in (1, 2, 3) if layer not in cuts))
+        expected = {
+            "backprop@simultaneous": whole,
+            "checkpointed@simultaneous": whole + n * sum(sizes[: cuts[-1]]),
+            "dgl:head=linear@simultaneous": within + (parts - 1) * n * 3 * 256 * 10,
+        }
+        assert {label: rows[label].flops for label in expected} == expected
+        summary = {row.label: row for row in summarise(finished[0]) if row.first.parts == parts}
+        for label, count in expected.items():
+            assert summary[label].flops_ratio == pytest.approx(count / whole)
+        assert summary["backprop@simultaneous"].flops_ratio == 1
+    assert rows["predsim@sequential"].flops > rows["dgl:head=linear@simultaneous"].flops
+
+
+def test_the_angle_to_backpropagation_is_measured_from_the_start_to_the_end_but_not_of_itself(finished):
+    for result in finished[0]:
+        found = [entry["alignment"] for entry in result.history]
+        if result.method in ("backprop", "checkpointed"):
+            assert found == [None] * 3
+            continue
+        assert all(len(part["angle"]) == len(part["ratio"]) == result.parts for part in found)
+        assert result.angles == found[-1]["angle"]
+        if result.label == "dgl:head=linear@simultaneous":
+            assert [part["angle"][-1] for part in found] == [0, 0, 0]  # the last part minimises the task loss
+            assert all(30 < angle < 150 for part in found for angle in part["angle"][:-1])
+
+
+def test_measuring_angles_changes_nothing_else(finished, monkeypatch):
+    monkeypatch.setattr(Aligning, "after", lambda self, passes: None)
+    plain = run(replace(SMALL, methods=("dgl:head=linear", "predsim@sequential"), parts=(3,)))
+    for result in plain:
+        measured = by_label(finished[0], 3)[result.label]
+        assert result.angles is None
+        assert (result.test_loss, result.test_accuracy) == (measured.test_loss, measured.test_accuracy)
+        for ours, theirs in zip(timeless(result).history, timeless(measured).history, strict=True):
+            assert ours == theirs | {"alignment": None}
+
+
+def test_a_moment_that_cannot_be_measured_is_none(monkeypatch):
+    def fails(*_, **__):
+        raise NonFiniteLossError(part=0, step=3, stepped=())
+
+    monkeypatch.setattr(aligning.checks, "alignment", fails)
+    (result,) = run(replace(SMALL, methods=("dgl:head=linear",), parts=(2,), epochs=1))
+    assert [entry["alignment"] for entry in result.history] == [None, None]
+    assert result.error is None
 
 
 def test_history_has_a_line_before_training_and_after_every_pass_of_a_part(finished):
@@ -292,7 +351,9 @@ def test_a_diverging_run_is_written_down_and_the_others_go_on(tmp_path):
     assert results[1].part_updates == 2 * 2  # a sweep is one step
     rows = summarise(Folder(tmp_path).results())
     assert cells(rows[0])[2] == "failed"
-    assert "declared" in cells(rows[1])[5]
+    assert "declared" in cells(rows[1])[6]
+    assert results[1].flops > 0
+    assert [entry["alignment"] is None for entry in results[1].history] == [False, True, True]
 
 
 def test_experiments_survive_json_and_fingerprints_tell_them_apart():
@@ -429,6 +490,7 @@ def test_rows_give_mean_sample_deviation_and_ratios_to_backprop():
     assert shown["accuracy"] == "85.00 ± 7.07 %"
     assert shown["peak memory"] == "200 B (0.50x)"
     assert shown["step time"] == "100 ms (0.50x)"
+    assert shown["FLOPs"] == "-"
     assert shown["params"] == "1.5 M"
     assert shown["locality"] == "strict, audit ok"
     assert summarise(results[:1])[0].memory_ratio is None
@@ -436,8 +498,20 @@ def test_rows_give_mean_sample_deviation_and_ratios_to_backprop():
     assert markdown(rows).count("\n") == 3
 
 
+def test_time_and_operations_are_compared_by_the_sample():
+    """A step of a method with its own update takes the whole training set; a sample of it costs 0.2 / 8 and 60 / 8."""
+    control = replace(fake(0.9, method="backprop", seconds=0.1, memory=100), flops=30, batch_size=2)
+    solver = replace(fake(0.9, seconds=0.2, memory=50), flops=60, batch_size=8)
+    row = summarise([control, solver])[1]
+    assert (row.time_ratio, row.flops_ratio, row.memory_ratio) == (0.5, 0.5, 0.5)
+    assert cells(row)[5] == "60 FLOP (0.50x)"
+    assert summarise([control])[0].flops_ratio == summarise([control])[0].time_ratio == 1
+    assert summarise([replace(control, flops=None), solver])[1].flops_ratio is None
+    assert cells(summarise([solver])[0])[5] == "60 FLOP"
+
+
 def test_a_violated_locality_is_shown():
-    assert "VIOLATED" in cells(summarise([fake(0.5, method="liar")])[0])[5]
+    assert "VIOLATED" in cells(summarise([fake(0.5, method="liar")])[0])[6]
 
 
 def test_the_commit_is_recorded_in_a_checkout():

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from modulewise.compare import Experiment, Folder, run
+from modulewise.compare import Experiment, Folder, Result, run, summarise
 from modulewise.errors import ModulewiseError
-from modulewise.report import command_line, render, write
+from modulewise.report import command_line, figures, render, write
 
 EXPERIMENT = Experiment(
     methods=("backprop", "dgl", "dgl@sequential"),
@@ -85,6 +85,7 @@ def test_all_figures_are_there(page):
         "Accuracy against cost",
         "Where the memory goes",
         "Linear probe on every part",
+        "Angle to end-to-end backpropagation",
         "Loss of every part",
         "Error against the number of parts",
     ]
@@ -93,6 +94,39 @@ def test_all_figures_are_there(page):
 def test_error_against_parts_needs_several_and_probes_need_to_have_been_run(results):
     one = [replace(result, history=[{**e, "probe": None} for e in result.history]) for result in results[:1]]
     assert titles(render(one, EXPERIMENT)) == ["Accuracy against cost", "Where the memory goes", "Loss of every part"]
+
+
+def test_results_of_a_version_that_counted_no_operations_and_measured_no_angles_make_a_page(results):
+    old = []
+    for result in results:
+        facts = result.to_json()
+        del facts["flops"]
+        facts["history"] = [{key: e[key] for key in e if key != "alignment"} for e in facts["history"]]
+        old.append(Result.from_json(facts))
+    page = render(old, EXPERIMENT)
+    assert "Angle to end-to-end backpropagation" not in titles(page)
+    assert "operations of a step, GFLOP" not in page
+    parsed(page)
+
+
+def test_the_figure_of_angles_shows_what_was_measured(results):
+    """A panel a row but end-to-end backpropagation's own, a line a part through the mean over seeds."""
+    rows = summarise(results)
+    made = figures.angles(rows)
+    assert [axis.get_title() for axis in made.axes if axis.get_visible()] == [
+        *("dgl, K = 2", "dgl@sequential, K = 2", "dgl, K = 3", "dgl@sequential, K = 3")
+    ]
+    row = next(row for row in rows if row.label == "dgl@simultaneous" and row.first.parts == 3)
+    axis = made.axes[2]
+    for part in range(3):
+        expected = [
+            sum(result.history[index]["alignment"]["angle"][part] for result in row.results) / 2 for index in range(3)
+        ]
+        assert list(axis.lines[part].get_ydata()) == pytest.approx(expected)
+        assert list(axis.lines[part].get_xdata()) == [0, 2, 4]
+    assert list(axis.lines[2].get_ydata()) == [0, 0, 0]
+    assert all(20 < angle < 160 for part in range(2) for angle in axis.lines[part].get_ydata())
+    assert figures.angles([row for row in rows if row.label == "backprop@simultaneous"]) is None
 
 
 def test_table_command_and_versions_are_shown(page, results):

@@ -3,8 +3,8 @@
     python tools/tables.py            write them
     python tools/tables.py --check    say which pages are out of date, and end with 1 if any is
 
-`methods` comes from the classes in `modulewise.methods` with figures from results/recipes.jsonl, `recipes` from that
-file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl.
+`methods` comes from the classes in `modulewise.methods` with figures from results/recipes.jsonl, `recipes` and `survey`
+from that file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
 from modulewise.compare.summary import bytes_text, markdown, seconds_text
 from modulewise.recipes.summary import rows_table
+from modulewise.recipes.survey import SURVEY, survey_rows
 
-__all__ = ["benchmark_table", "methods_table", "pages", "recipes_table", "rendered", "results_table", "tables"]
+__all__ = [
+    "benchmark_table",
+    "methods_table",
+    "pages",
+    "recipes_table",
+    "rendered",
+    "results_table",
+    "survey_table",
+    "tables",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -32,7 +42,10 @@ HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
 OBJECTIVES = "bench-heads.jsonl"
 RECIPES = "recipes.jsonl"
-RECIPE_HEADINGS = ("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs")
+RECIPE_HEADINGS = (
+    *("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs"),
+    *("FLOPs / E2EBP", "step time / E2EBP", "peak memory / E2EBP"),
+)
 
 
 def pages() -> list[Path]:
@@ -80,6 +93,11 @@ def methods_table(folder: Path) -> str:
 def recipes_table(folder: Path) -> str:
     """Every row of every recipe; quick runs say so, and what has not run says so."""
     return _table(RECIPE_HEADINGS, rows_table(*_recipes(folder)))
+
+
+def survey_table(folder: Path) -> str:
+    """Every method beside end-to-end backpropagation, family by family; what has not run says so."""
+    return _table(SURVEY, survey_rows(*_recipes(folder)))
 
 
 def _caption(results: Sequence[Result], name: str) -> str:
@@ -154,6 +172,7 @@ def tables() -> dict[str, Callable[[], str]]:
     return {
         "methods": lambda: methods_table(RESULTS),
         "recipes": lambda: recipes_table(RESULTS),
+        "survey": lambda: survey_table(RESULTS),
         "results": lambda: results_table(RESULTS),
         "objectives": lambda: objectives_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),

@@ -12,7 +12,7 @@ from .errors import ModulewiseError
 from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
 from .methods.objectives import HeadLoss, TaskLoss
 from .objective import Context, LayerRule, Objective, Role, Signal, Site
-from .partition import Block, Boundary, Part, Partition
+from .partition import Block, Boundary, Part, Partition, TimePartition
 from .trainer import Trainer
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "Solver",
     "SolverMethod",
     "TaskLoss",
+    "TimePartition",
     "Trainer",
     "balance",
     "checks",

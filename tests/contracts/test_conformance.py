@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import modulewise as mw
-from modulewise.checks import Problem, conformance, example_problem, linear_problem
+from modulewise.checks import Problem, conformance, example_problem, linear_problem, recurrent_problem
 from modulewise.checks.conformance import _REQUIREMENTS
 from modulewise.method import Method, SolverMethod
 
@@ -38,8 +38,26 @@ def gated_problem() -> Problem:
     return Problem(make, ("layer1", "layer2"), x, torch.arange(12) % CLASSES)
 
 
+def leaky_problem() -> Problem:
+    """A perceptron whose parts above the first have exact inverses; 3 classes."""
+
+    def make() -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            hidden = [torch.nn.Sequential(torch.nn.Linear(n, 8), torch.nn.LeakyReLU(0.1)) for n in (5, 8)]
+            return torch.nn.Sequential(*hidden, torch.nn.Linear(8, CLASSES))
+
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(11))
+    return Problem(make, ("0", "1"), x, torch.arange(12) % CLASSES)
+
+
 # Methods that train a model of their own and take no other.
-PROBLEMS = {"GatedLinearNetwork": gated_problem}
+PROBLEMS = {
+    "SyntheticBPTT": recurrent_problem,
+    "TargetPropThroughTime": recurrent_problem,
+    "GatedLinearNetwork": gated_problem,
+    "GaitProp": leaky_problem,
+}
 
 
 def make(name: str) -> Method:
@@ -63,9 +81,9 @@ def test_supervised_methods_take_as_many_views_as_the_caller_stacks(name):
     method = make(name)
     if isinstance(method, SolverMethod) or method.views > 1 or method.makes_views:
         pytest.skip(f"{name} decides itself what a view is")
-    problem, states = example_problem().seen(2), []
+    problem, states = PROBLEMS.get(name, example_problem)().seen(2), []
     for y, views in ((problem.y, 2), (problem.y.repeat(2), 1)):
-        partition = mw.Partition(problem.model(), cuts=problem.cuts, example=problem.x)
+        partition = problem.partition()
         trainer = mw.Trainer(partition, method, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
         trainer.step(problem.x, y, views=views)
         states.append(partition.model.state_dict())
@@ -77,8 +95,7 @@ def moved(name: str, problem: Problem) -> torch.Tensor:
     method, model = make(name), problem.model()
     problem = problem.seen(method.views)
     optimizer = None if isinstance(method, SolverMethod) else lambda p: torch.optim.SGD(p, lr=0.01)
-    partition = mw.Partition(model, cuts=problem.cuts, example=problem.x)
-    trainer = mw.Trainer(partition, method, loss=F.cross_entropy, optimizer=optimizer)
+    trainer = mw.Trainer(problem.partition(model), method, loss=F.cross_entropy, optimizer=optimizer)
     for _ in range(3):
         trainer.step(problem.x, problem.y, views=problem.views)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -90,7 +107,7 @@ def updates() -> dict[str, dict[str, torch.Tensor]]:
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name in mw.methods.__all__:
         found[name] = {}
-        for problem in (linear_problem, example_problem):
+        for problem in (linear_problem, example_problem, recurrent_problem):
             with suppress(mw.errors.MethodError):
                 found[name][problem.__name__] = moved(name, problem())
     return found

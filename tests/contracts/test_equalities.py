@@ -91,6 +91,8 @@ LOCAL = [
     M.KernelProxy(),
     M.AugLocal(classes=CLASSES),
     M.BoostResNet(classes=CLASSES),
+    M.DDG(),
+    M.FeaturesReplay(),
     M.DeepCascade(classes=CLASSES),
     M.ForwardForward(classes=CLASSES),
     M.GreedyInfoMax(),
@@ -103,8 +105,23 @@ LOCAL = [
     M.PHSIC(classes=CLASSES),
     M.SGR(classes=CLASSES),
     M.SyntheticGradients(classes=CLASSES),
+    M.SyntheticGradients(classes=CLASSES, mix=0.5, true_targets=True),
+    M.SyntheticInputs(classes=CLASSES),
+    M.CriticTraining(classes=CLASSES),
+    M.LocalCritic(classes=CLASSES),
+    M.NodePerturbation(),
+    M.DTPDRL(outputs=CLASSES),
     M.DifferenceTargetPropagation(),
-    M.DirectFeedbackAlignment(outputs=CLASSES),
+    M.TargetPropagation(),
+    M.SimplifiedDTP(outputs=CLASSES),
+    M.AuxiliaryOutputSDTP(outputs=CLASSES),
+    M.LocalDRL(outputs=CLASSES),
+    M.FixedWeightDTP(outputs=CLASSES),
+    M.GaitProp(),
+    M.DirectDTP(outputs=CLASSES),
+    M.GaussNewtonTargets(),
+    M.DirectFeedbackAlignment(outputs=CLASSES, layerwise=False),
+    M.DRTP(classes=CLASSES, layerwise=False),
     M.DeeplySupervised(M.PredSim(classes=CLASSES)),
     M.Backprop(),
     M.Checkpointed(),
@@ -119,8 +136,29 @@ def test_one_part_equals_end_to_end_backpropagation(method):
 
 
 def test_every_method_that_ends_in_the_task_loss_is_among_them():
-    """FA changes the layers of the last part, TRGL adds its transport there; BCD and GLN have updates of their own."""
-    others = {"FeedbackAlignment", "TRGL", "BCD", "GatedLinearNetwork"}
+    """All but those that change the last part's layers or loss, and those with an update of their own.
+
+    FA, sign-symmetry, WM and KP change the layers of the last part, TRGL adds its transport there; MAC,
+    OnlineAlternatingMinimisation, LocalPropagation, ADMM, dlADMM, BCD, LiftedNetwork, FenchelLifted, LPOM and GLN
+    have updates of their own.
+    """
+    others = {
+        "ADMM",
+        "DlADMM",
+        "FeedbackAlignment",
+        "KolenPollack",
+        "SignSymmetry",
+        "WeightMirror",
+        "FenchelLifted",
+        "LPOM",
+        "LiftedNetwork",
+        "TRGL",
+        "BCD",
+        "GatedLinearNetwork",
+        "MAC",
+        "OnlineAlternatingMinimisation",
+        "LocalPropagation",
+    }
     assert {type(m).__name__ for m in LOCAL} == set(M.__all__) - others
 
 

@@ -64,6 +64,20 @@ class TestRates:
         assert rates == [0.4, 0.4, 0.01]
         assert made.updater.optimizer(1, Role.HEAD).param_groups[0]["lr"] == 0.4
 
+    def test_feedback_may_have_a_rate_of_its_own_in_every_part_which_heads_do_not_take(self):
+        """The inverses of difference target propagation are feedback; the heads of DGL are not."""
+        inverses = replace(
+            SMALL, methods=("difference-target-propagation",), parts=(3,), lr=0.4, last_lr=0.01, feedback_lr=0.07
+        )
+        for feedback_lr, expected in ((0.07, 0.07), (None, 0.4)):
+            made = trainer(replace(inverses, feedback_lr=feedback_lr)).updater
+            found = [made.optimizer(part, Role.FEEDBACK) for part in range(3)]
+            assert {optimizer.param_groups[0]["lr"] for optimizer in found if optimizer is not None} == {expected}
+            assert any(found)
+            assert [made.optimizer(part, Role.PART).param_groups[0]["lr"] for part in range(3)] == [0.4, 0.4, 0.01]
+        heads = trainer(replace(SMALL, lr=0.4, feedback_lr=0.07))
+        assert heads.updater.optimizer(0, Role.HEAD).param_groups[0]["lr"] == 0.4
+
     @pytest.mark.parametrize(
         ("descent", "kind"),
         [
@@ -92,6 +106,9 @@ class TestRates:
             ({"decay": 1.0}, "decay=1.0, expected"),
             ({"decay": 0.0}, "decay=0.0, expected"),
             ({"last_lr": 0.0}, "last_lr=0.0"),
+            ({"last_lr": float("nan")}, "last_lr=nan"),
+            ({"feedback_lr": 0.0}, "feedback_lr=0.0"),
+            ({"feedback_lr": float("nan")}, "feedback_lr=nan"),
             ({"test_limit": 0}, "test_limit=0"),
         ],
     )
@@ -100,13 +117,20 @@ class TestRates:
             replace(STEPS, **changes)
 
     def test_an_experiment_survives_being_written_down(self):
-        experiment = replace(STEPS, last_lr=0.1, test_limit=9, optimizer=Descent.RMSPROP)
+        experiment = replace(STEPS, last_lr=0.1, feedback_lr=0.2, test_limit=9, optimizer=Descent.RMSPROP)
         assert Experiment.from_json(experiment.to_json()) == experiment
 
     def test_the_command_line_of_the_report_says_them_and_is_understood(self, tmp_path, capsys):
-        experiment = replace(STEPS, last_lr=0.1, test_limit=9, optimizer=Descent.ADAMW)
+        experiment = replace(STEPS, last_lr=0.1, feedback_lr=0.2, test_limit=9, optimizer=Descent.ADAMW)
         words = command_line(experiment, out=tmp_path / "o").split()[1:]
-        for flag in ("--milestones 2,5", "--decay 0.5", "--last-lr 0.1", "--test-limit 9", "--schedule-lr steps"):
+        for flag in (
+            "--milestones 2,5",
+            "--decay 0.5",
+            "--last-lr 0.1",
+            "--feedback-lr 0.2",
+            "--test-limit 9",
+            "--schedule-lr steps",
+        ):
             assert flag in " ".join(words)
         assert main(words) == 0
         capsys.readouterr()

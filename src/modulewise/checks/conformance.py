@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..method import Family, Locality, Method, Reach, Reference, SolverMethod
-from ..partition import Partition
 from ..partition.tree import tensors
 from ..trainer import Trainer
 from .locality import locality
@@ -68,8 +67,8 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
-def _trainer(method: Method, problem: Problem, *, cuts: tuple[str, ...] | None = None, **settings: Any) -> Trainer:
-    partition = Partition(problem.model(), cuts=problem.cuts if cuts is None else cuts, example=problem.x)
+def _trainer(method: Method, problem: Problem, *, whole: bool = False, **settings: Any) -> Trainer:
+    partition = problem.partition(whole=whole)
     optimizer = None if isinstance(method, SolverMethod) else _sgd
     return Trainer(partition, method, loss=functional.cross_entropy, optimizer=optimizer, **settings)
 
@@ -128,7 +127,7 @@ def _untouched(method: Method, problem: Problem) -> str:
     model = problem.model()
     reference = problem.model()
     identities = {name: id(p) for name, p in model.named_parameters()}
-    partition = Partition(model, cuts=problem.cuts, example=problem.x)
+    partition = problem.partition(model)
     optimizer = None if isinstance(method, SolverMethod) else _sgd
     trainer = Trainer(partition, method, loss=functional.cross_entropy, optimizer=optimizer)
     trainer.step(problem.x, problem.y, views=problem.views)
@@ -178,7 +177,7 @@ def _end_to_end(method: Method, problem: Problem) -> str:
     """With one part a local method is E2EBP: the last part minimises the task loss."""
     if isinstance(method, SolverMethod) or method.locality.reach in (Reach.TARGETS, Reach.DELAYED):
         return ""
-    trainer = _trainer(method, problem, cuts=())
+    trainer = _trainer(method, problem, whole=True)
     plain = _plain(problem, trainer.seed)
     for _ in range(3):
         trainer.step(problem.x, problem.y, views=problem.views)

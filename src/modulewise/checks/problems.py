@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Problem", "example_problem", "linear_problem"]
+from ..models.recurrent import RecurrentNetwork
+from ..partition import AnyPartition, Partition, TimePartition
+
+__all__ = ["Problem", "example_problem", "linear_problem", "recurrent_problem"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Problem:
         x: input (N, ...).
         y: labels (N,).
         views: views of every sample stacked along the batch of x.
+        windows: for a recurrent model, into how many windows of time it is cut instead; 0 for parts in depth.
     """
 
     model: Callable[[], nn.Module]
@@ -28,6 +32,19 @@ class Problem:
     x: Tensor
     y: Tensor
     views: int = 1
+    windows: int = 0
+
+    def partition(self, model: nn.Module | None = None, *, whole: bool = False) -> AnyPartition:
+        """The model in parts.
+
+        Args:
+            model: one that `model` made; None for a new one.
+            whole: in one part.
+        """
+        model = self.model() if model is None else model
+        if self.windows:
+            return TimePartition(model, windows=1 if whole else self.windows, example=self.x)
+        return Partition(model, cuts=() if whole else self.cuts, example=self.x)
 
     def seen(self, views: int) -> Problem:
         """The same task with so many views of every sample: x itself, and x with small differences."""
@@ -74,3 +91,14 @@ def linear_problem() -> Problem:
 
     generator = torch.Generator().manual_seed(11)
     return Problem(_seeded(make), ("1", "3"), torch.randn(12, 5, generator=generator), torch.arange(12) % 3)
+
+
+def recurrent_problem() -> Problem:
+    """A tanh recurrent network over six moments in three windows, for methods over time; 3 classes."""
+
+    def make() -> nn.Module:
+        return RecurrentNetwork(nn.RNN(4, 6, batch_first=True), outputs=3, every=False)
+
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(12, 6, 4, generator=generator)
+    return Problem(_seeded(make), (), x, torch.arange(12) % 3, windows=3)

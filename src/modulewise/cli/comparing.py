@@ -36,6 +36,7 @@ def compare(
     optimizer: o.Optimizer = Descent.SGD,
     lr: o.LearningRate = None,
     last_lr: o.LastLearningRate = None,
+    feedback_lr: o.FeedbackLearningRate = None,
     momentum: o.Momentum = 0.9,
     weight_decay: o.WeightDecay = 5e-4,
     schedule_lr: o.ScheduleLr = RateSchedule.COSINE,
@@ -70,6 +71,7 @@ def compare(
         optimizer=optimizer,
         lr=lr,
         last_lr=last_lr,
+        feedback_lr=feedback_lr,
         momentum=momentum,
         weight_decay=weight_decay,
         schedule_lr=schedule_lr,
@@ -119,7 +121,7 @@ def _default_folder(experiment: Experiment) -> Path:
 
 def _present(results: list[Result], folder: Folder, *, command: str) -> None:
     page = report.write(folder, command=command)
-    print_table(HEADINGS, [cells(row) for row in summarise(results)], right=(1, 2, 3, 4, 7, 8, 9))
+    print_table(HEADINGS, [cells(row) for row in summarise(results)], right=(1, 2, 3, 4, 5, 8, 9, 10))
     for result in results:
         if result.error is not None:
             typer.echo(f"{result.label}, {result.parts} parts, seed {result.seed}: {result.error}")

@@ -23,6 +23,7 @@ __all__ = [
     "Decay",
     "Device",
     "Epochs",
+    "FeedbackLearningRate",
     "LastLearningRate",
     "LearningRate",
     "Milestones",
@@ -74,6 +75,9 @@ BatchSize = Annotated[int, typer.Option(help="samples a step")]
 Optimizer = Annotated[Descent, typer.Option(help="for parts and heads")]
 LearningRate = Annotated[float | None, typer.Option(help="learning rate; 0.05 for sgd, else 0.001, if left out")]
 LastLearningRate = Annotated[float | None, typer.Option("--last-lr", help="of the last part; --lr if left out")]
+FeedbackLearningRate = Annotated[
+    float | None, typer.Option("--feedback-lr", help="of inverses and gradient predictors; --lr if left out")
+]
 Momentum = Annotated[float, typer.Option(help="of sgd")]
 WeightDecay = Annotated[float, typer.Option(help="of parts and heads")]
 ScheduleLr = Annotated[RateSchedule, typer.Option(help="of the learning rate, over the epochs of a part")]

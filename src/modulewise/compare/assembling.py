@@ -15,7 +15,7 @@ from ..balance import Balance
 from ..data import Dataset, Loader, Normalize, Split
 from ..errors import DataError, MethodError, ModulewiseError
 from ..objective import Role
-from ..partition import Partition
+from ..partition import AnyPartition, Partition, TimePartition
 from ..seeding import preserved_generators, seed_of, set_generators
 from ..trainer import Trainer
 from .augmenting import augmentation
@@ -135,7 +135,7 @@ class Workshop:
                     f"{row.method} compares {row.views} views of every sample, which are all the same without "
                     "augmentation; add one such as --augment crop,flip"
                 )
-            if row.solves and self.augment is not None:
+            if row.full_batch and self.augment is not None:
                 raise ModulewiseError(
                     f"{row.method} keeps variables for every sample, which augmentation changes; leave --augment out"
                 )
@@ -147,9 +147,14 @@ class Workshop:
             set_generators(seed_of(seed, "model"))
             return models.build(self.experiment.model, shape=dataset.shape, classes=dataset.classes).to(self.device)
 
-    def partition(self, model: nn.Module, parts: int) -> Partition:
-        """The model in parts; automatic cuts are chosen once, so that all methods have the same."""
+    def partition(self, model: nn.Module, parts: int) -> AnyPartition:
+        """The model in parts; automatic cuts are chosen once, so that all methods have the same.
+
+        A recurrent model is cut into windows of time.
+        """
         example, _ = self.batch(self.experiment.batch_size)  # one view: cuts and shapes do not depend on how many
+        if isinstance(model, models.Recurrent) and self.experiment.cuts is None:
+            return TimePartition(model, windows=parts, example=example)
         cuts = self.experiment.cuts or self._cuts.get(parts)
         if cuts is not None:
             return Partition(model, cuts=list(cuts), example=example)
@@ -175,12 +180,12 @@ class Workshop:
         )
 
     def loader(self, row: Configuration, *, seed: int) -> Loader:
-        """The training batches of a run: shuffled and augmented, or all samples at once for a method that solves."""
+        """The training batches of a run: shuffled and augmented, or all samples at once where the method wants them."""
         train, size = self.material.train, self.batch_size(row)
         return Loader(
             train,
             batch_size=size,
-            shuffle=not row.solves,
+            shuffle=not row.full_batch,
             seed=seed,
             drop_last=True,
             augment=self.augment,
@@ -192,7 +197,7 @@ class Workshop:
     def batch_size(self, row: Configuration) -> int:
         """Samples a step."""
         samples = len(self.material.train)
-        return samples if row.solves else min(self.experiment.batch_size, samples)
+        return samples if row.full_batch else min(self.experiment.batch_size, samples)
 
     def batch(self, size: int, *, views: int = 1) -> tuple[Tensor, Tensor]:
         """The first training samples, as they are fed: not augmented, or in several augmented views.
@@ -232,8 +237,9 @@ _OPTIMIZERS: dict[Descent, Callable[..., Optimizer]] = {
 
 def _optimizer(experiment: Experiment, rate: float | None, *, last: int) -> Callable[..., Optimizer]:
     def make(parameters: Any, *, part: int, role: Role) -> Optimizer:
-        own = experiment.last_lr if part == last and experiment.last_lr is not None else experiment.rate
-        lr, decay = own if rate is None else rate, experiment.weight_decay
+        own = experiment.feedback_lr if role is Role.FEEDBACK else experiment.last_lr if part == last else None
+        usual = experiment.rate if own is None else own
+        lr, decay = usual if rate is None else rate, experiment.weight_decay
         # One pass over the parameters instead of one an operator: half a step of a perceptron. Not with a gradient
         # scaler, which would hand its scale to the optimiser.
         fused = experiment.precision is not torch.float16

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ..errors import MethodError, ModulewiseError, PartitionError
 from ..method import Locality, SolverMethod
 from ..registry import MethodName
 from ..schedules import Schedule
+from .choices import Balancing, Descent, RateSchedule
 
 __all__ = [
     "Balancing",
@@ -28,32 +28,6 @@ __all__ = [
     "fingerprint",
     "runs",
 ]
-
-
-class Descent(StrEnum):
-    """Which optimiser."""
-
-    SGD = "sgd"
-    ADAM = "adam"
-    ADAMW = "adamw"
-    RMSPROP = "rmsprop"
-
-
-class Balancing(StrEnum):
-    """What automatic cuts make even."""
-
-    MEMORY = "memory"
-    RECOMPUTED_MEMORY = "recomputed-memory"
-    TIME = "time"
-    PARAMETERS = "parameters"
-
-
-class RateSchedule(StrEnum):
-    """How the learning rate moves over the epochs of a part."""
-
-    COSINE = "cosine"
-    CONSTANT = "constant"
-    STEPS = "steps"
 
 
 _RATES = {Descent.SGD: 0.05, Descent.ADAM: 0.001, Descent.ADAMW: 0.001, Descent.RMSPROP: 0.001}
@@ -76,6 +50,7 @@ class Experiment:
         optimizer: SGD, Adam, AdamW (decoupled weight decay) or RMSprop, for parts and heads.
         lr: learning rate, > 0; None for 0.05 (SGD) or 0.001 (the others).
         last_lr: that of the last part, > 0; None for that of all.
+        feedback_lr: that of inverses and predictors (`Role.FEEDBACK`) of every part, > 0; None for that of all.
         momentum: of SGD, in [0, 1).
         weight_decay: >= 0.
         schedule_lr: cosine to zero over the epochs, constant, or in steps.
@@ -111,6 +86,7 @@ class Experiment:
     optimizer: Descent = Descent.SGD
     lr: float | None = None
     last_lr: float | None = None
+    feedback_lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule_lr: RateSchedule = RateSchedule.COSINE
@@ -137,11 +113,11 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ModulewiseError(f"{name}={value}, expected at least 1")
-        rates = self.rate > 0 and (self.last_lr is None or self.last_lr > 0)
+        rates = all(rate is None or rate > 0 for rate in (self.rate, self.last_lr, self.feedback_lr))
         if not rates or not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
             raise ModulewiseError(
-                f"lr={self.rate}, last_lr={self.last_lr}, momentum={self.momentum}, weight_decay={self.weight_decay}; "
-                "expected lr > 0, momentum in [0, 1), weight_decay >= 0"
+                f"lr={self.rate}, last_lr={self.last_lr}, feedback_lr={self.feedback_lr}, momentum={self.momentum}, "
+                f"weight_decay={self.weight_decay}; expected rates > 0, momentum in [0, 1), weight_decay >= 0"
             )
         self._check_steps()
 
@@ -211,8 +187,13 @@ class Configuration:
 
     @property
     def solves(self) -> bool:
-        """Whether the method has its own update, on the whole training set at once."""
+        """Whether the method has its own update, and no optimiser."""
         return issubclass(self.method.type, SolverMethod)
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether a step takes the whole training set at once."""
+        return self.method.type.full_batch
 
     @property
     def views(self) -> int:

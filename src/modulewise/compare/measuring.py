@@ -1,4 +1,4 @@
-"""Memory, time and locality of one training step of every row, on fresh models, before anything is trained."""
+"""Memory, time, operations and locality of one training step of every row, on fresh models, before any training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
+from ..checks.flops import counted_flops
 from ..engine.features import frozen_boundaries
 from ..metering import interleaved_seconds, measure_step
 from ..trainer import Trainer
@@ -37,6 +38,8 @@ class Measurement:
         locality: what the method declares on this partition.
         observed: the reach that the audit saw; None for a method with its own update.
         locality_ok: whether the audit bears the declaration out.
+        flops: floating-point operations, as `checks.flops` counts them; of the sequential schedule the sum over parts,
+            each on one batch of features. None where they could not be counted, or were not by an earlier version.
     """
 
     peak_memory_bytes: int
@@ -48,6 +51,7 @@ class Measurement:
     locality: str
     observed: str | None
     locality_ok: bool
+    flops: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The measurement as plain data."""
@@ -75,7 +79,7 @@ def _pieces(trainer: Trainer, row: Configuration, x: Tensor, y: Tensor, *, kept:
         return
     for part in range(len(trainer.partition)):
         fed, _ = trainer.prepared(x, y, views=row.views)
-        reads = set(trainer.partition.reads(fed, part))
+        reads = set(trainer.partition.plans(fed)[part].reads)
         ready = _boundaries(trainer, part, fed, reads) if kept else None
 
         def run(part: int = part, reads: set[int] = reads, ready: dict[int, Tensor] | None = ready) -> None:
@@ -119,6 +123,19 @@ def _memory(
     return best
 
 
+def _flops(trainer: Trainer, pieces: Iterable[_Piece]) -> int | None:
+    """The sum over pieces; None where one of them cannot be counted."""
+    total = 0
+    for piece in pieces:
+        counted = counted_flops(piece.run)
+        if piece.part is not None:
+            trainer.updater.release(piece.part)
+        if counted is None:
+            return None
+        total += counted
+    return total
+
+
 def _trainable(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters if p.requires_grad)
 
@@ -156,7 +173,7 @@ def _groups(workshop: Workshop, rows: Sequence[Configuration]) -> Iterator[list[
 
 
 def _audited(workshop: Workshop, row: Configuration, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    if row.solves:
+    if row.full_batch:
         return x, y
     return workshop.batch(_AUDITED, views=row.views) if row.views > 1 else (x[:_AUDITED], y[:_AUDITED])
 
@@ -181,6 +198,7 @@ def _measured(
         "locality": str(audit.declared),
         "observed": None if audit.observed is None else audit.observed.value,
         "locality_ok": bool(audit.ok),
+        "flops": _flops(trainer, _pieces(trainer, row, x, y, kept=kept)),
     }
     measured(row)
     pieces = list(_pieces(trainer, row, x, y, kept=kept))

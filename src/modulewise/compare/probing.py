@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.features import frozen_boundaries
-from ..partition import Boundary, Partition
+from ..partition import AnyPartition, Boundary
 from ..partition.tree import tensors
 
 __all__ = ["part_features", "probe_accuracy", "probe_parts"]
@@ -61,14 +61,14 @@ def _pooled(boundary: Boundary | None, h: Tensor) -> Tensor:
     return h.flatten(1).float().cpu()
 
 
-def part_features(partition: Partition, x: Tensor) -> list[Tensor]:
+def part_features(partition: AnyPartition, x: Tensor) -> list[Tensor]:
     """What leaves every part for x (N, ...), pooled (N, D); parts run in eval mode without gradients."""
     outputs = frozen_boundaries(partition, len(partition), x, {})
     return [_pooled(part.output, tensors(outputs[part.index])[0]) for part in partition.parts]
 
 
 def probe_parts(
-    partition: Partition,
+    partition: AnyPartition,
     fitted: Iterable[tuple[Tensor, Tensor]],
     held: Iterable[tuple[Tensor, Tensor]],
     *,
@@ -87,7 +87,7 @@ def probe_parts(
     return [probe_accuracy((a, y), (b, y_held), classes=classes) for a, b in zip(x, x_held, strict=True)]
 
 
-def _gathered(partition: Partition, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+def _gathered(partition: AnyPartition, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
     features, labels = [], []
     for x, y in batches:
         features.append(part_features(partition, x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,10 @@ class Result:
         git: commit and whether the tree was dirty; None outside a checkout.
         options: the whole recipe.
         history: before training and after every pass of a part: epoch (passes finished), part (None for all), losses
-            by part, probe (accuracy of a linear probe on every part), seconds, steps, part_updates.
+            by part, probe (accuracy of a linear probe on every part), seconds, steps, part_updates, alignment (angle
+            in degrees, cosine and ratio of lengths to end-to-end backpropagation's gradient, of every part; None where
+            it was not measured).
+        flops: floating-point operations of one training step; None where they were not counted.
     """
 
     fingerprint: str
@@ -82,11 +85,18 @@ class Result:
     git: Mapping[str, Any] | None
     options: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
+    flops: int | None = None
 
     @property
     def label(self) -> str:
         """METHOD@SCHEDULE."""
         return f"{self.method}@{self.schedule}"
+
+    @property
+    def angles(self) -> Sequence[float | None] | None:
+        """The angle of every part to end-to-end backpropagation as last measured; None where it never was."""
+        measured = [entry["alignment"] for entry in self.history if entry.get("alignment") is not None]
+        return measured[-1]["angle"] if measured else None
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain data."""
@@ -107,16 +117,16 @@ def field_values(cls: Any, facts: Mapping[str, Any], *, what: str) -> dict[str, 
 
     Args:
         cls: the dataclass.
-        facts: by name of field; others are left out.
+        facts: by name of field; others are left out, and a field with a default may be missing.
         what: the word for one, in the message.
 
     Raises:
         ModulewiseError: a field is missing.
     """
-    missing = [field.name for field in fields(cls) if field.name not in facts]
+    missing = [field.name for field in fields(cls) if field.name not in facts and field.default is MISSING]
     if missing:
         raise ModulewiseError(f"a {what} lacks {', '.join(missing)}; it was written by another version")
-    return {field.name: facts[field.name] for field in fields(cls)}
+    return {field.name: facts[field.name] for field in fields(cls) if field.name in facts}
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from ..checkpoint import describe
 from ..engine.fitting import Epoch
 from ..errors import ModulewiseError, NonFiniteLossError
 from ..trainer import Trainer
+from .aligning import Aligning
 from .assembling import Workshop
 from .experiment import Configuration, Experiment, Run, configurations, fingerprint, runs
 from .folder import Folder
@@ -62,10 +63,20 @@ class History:
         trainer: what is trained.
         run: which run it is.
         watchers: told of every line.
+        aligning: measures angles to end-to-end backpropagation; None for none.
     """
 
-    def __init__(self, workshop: Workshop, trainer: Trainer, run: Run, watchers: Sequence[Watcher]) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        trainer: Trainer,
+        run: Run,
+        watchers: Sequence[Watcher],
+        *,
+        aligning: Aligning | None = None,
+    ) -> None:
         self._workshop, self._trainer, self._run, self._watchers = workshop, trainer, run, watchers
+        self._aligning = aligning
         self.entries: list[dict[str, Any]] = []
         self._add(epoch=0, part=None, losses={}, seconds=0.0)
 
@@ -90,6 +101,7 @@ class History:
             "seconds": seconds,
             "steps": self._trainer.steps,
             "part_updates": self.updates,
+            "alignment": None if self._aligning is None else self._aligning.after(len(self.entries)),
         }
         self.entries.append(entry)
         for watcher in self._watchers:
@@ -100,9 +112,8 @@ class History:
         if material.fitted is None or material.held is None:
             return None
         plain = self._workshop.plain
-        return probe_parts(
-            self._trainer.partition, plain(material.fitted), plain(material.held), classes=material.dataset.classes
-        )
+        partition = self._trainer.partition
+        return probe_parts(partition, plain(material.fitted), plain(material.held), classes=material.dataset.classes)
 
 
 @contextmanager
@@ -191,7 +202,7 @@ def _train(workshop: Workshop, one: Run, figures: Measurement, key: str, watcher
     passes = experiment.epochs * (1 if row.order.allows_feedback else row.parts)
     for watcher in watchers:
         watcher.start(one, batches=passes * len(loader))
-    history = History(workshop, trainer, one, watchers)
+    history = History(workshop, trainer, one, watchers, aligning=Aligning(workshop, trainer, row))
     try:
         trainer.fit(Ticking(loader, watchers), epochs=experiment.epochs, schedule=row.order, callbacks=[history])
     except NonFiniteLossError as problem:
@@ -258,4 +269,5 @@ def _result(
         git=git_state(),
         options=experiment.to_json() | {"lr": experiment.rate, "method": method},
         history=history.entries,
+        flops=figures.flops,
     )

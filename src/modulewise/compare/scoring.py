@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine.features import frozen_boundaries
 from ..errors import DataError, PartitionError
-from ..partition import Partition
+from ..partition import AnyPartition
 from ..partition.tree import tensors
 
 __all__ = ["Scores", "frozen_scores", "hidden_features", "hidden_scores"]
@@ -75,7 +75,7 @@ def frozen_scores(
     return Scores(linear=float(linear.score(x_held, y_held)), neighbours=float(nearest.score(x_held, y_held)))
 
 
-def hidden_features(partition: Partition, x: Tensor) -> Tensor:
+def hidden_features(partition: AnyPartition, x: Tensor) -> Tensor:
     """What leaves the part before the last for x (N, ...), averaged over positions, (N, D); nothing in it changes.
 
     Raises:
@@ -92,7 +92,7 @@ def hidden_features(partition: Partition, x: Tensor) -> Tensor:
 
 
 def hidden_scores(
-    partition: Partition, fitted: Iterable[tuple[Tensor, Tensor]], held: Iterable[tuple[Tensor, Tensor]]
+    partition: AnyPartition, fitted: Iterable[tuple[Tensor, Tensor]], held: Iterable[tuple[Tensor, Tensor]]
 ) -> Scores:
     """`frozen_scores` of the features of the part before the last.
 
@@ -104,6 +104,6 @@ def hidden_scores(
     return frozen_scores(_gathered(partition, fitted), _gathered(partition, held))
 
 
-def _gathered(partition: Partition, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _gathered(partition: AnyPartition, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     pairs = [(hidden_features(partition, x), y.cpu()) for x, y in batches]
     return torch.cat([features for features, _ in pairs]), torch.cat([labels for _, labels in pairs])

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 from .results import Result
 
-__all__ = ["HEADINGS", "Row", "bytes_text", "cells", "markdown", "seconds_text", "summarise"]
+__all__ = [
+    "HEADINGS",
+    "Row",
+    "bytes_text",
+    "cells",
+    "flops_text",
+    "markdown",
+    "ratio_text",
+    "seconds_text",
+    "summarise",
+]
 
 HEADINGS = (
     "method@schedule",
@@ -17,6 +27,7 @@ HEADINGS = (
     "accuracy",
     "peak memory",
     "step time",
+    "FLOPs",
     "locality",
     "class",
     "params",
@@ -33,8 +44,9 @@ class Row:
         results: its runs.
         accuracy: mean test accuracy over the runs that finished; None where none did.
         spread: sample standard deviation (n - 1) of it; None for one run.
-        memory_ratio: peak bytes relative to backprop on the same K; None where it was not run.
-        time_ratio: step seconds likewise.
+        memory_ratio: peak bytes of a step relative to backprop on the same K; None where it was not run.
+        time_ratio: seconds of a step for every sample of it, likewise; a method with its own update has other batches.
+        flops_ratio: operations of a step for every sample of it, likewise; None where either was not counted.
     """
 
     results: tuple[Result, ...]
@@ -42,6 +54,7 @@ class Row:
     spread: float | None
     memory_ratio: float | None
     time_ratio: float | None
+    flops_ratio: float | None
 
     @property
     def first(self) -> Result:
@@ -76,8 +89,16 @@ def _row(group: tuple[Result, ...], control: Result | None) -> Row:
         accuracy=statistics.fmean(accuracies) if accuracies else None,
         spread=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         memory_ratio=first.peak_memory_bytes / control.peak_memory_bytes if control else None,
-        time_ratio=first.step_seconds / control.step_seconds if control else None,
+        time_ratio=_per_sample(first, first.step_seconds, control, control.step_seconds) if control else None,
+        flops_ratio=_per_sample(first, first.flops, control, control.flops) if control else None,
     )
+
+
+def _per_sample(first: Result, mine: float | None, control: Result, theirs: float | None) -> float | None:
+    """The ratio of two figures, each by the samples of its step; exactly 1 where they are the same."""
+    if mine is None or theirs is None:
+        return None
+    return (mine / first.batch_size) / (theirs / control.batch_size)
 
 
 def bytes_text(count: float) -> str:
@@ -91,6 +112,15 @@ def bytes_text(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def flops_text(count: float | None) -> str:
+    """Floating-point operations for people; a dash where they were not counted.
+
+    >>> flops_text(2_345_000_000), flops_text(None)
+    ('2.35 GFLOP', '-')
+    """
+    return "-" if count is None else bytes_text(count).removesuffix("B").replace("k", "K") + "FLOP"
 
 
 def seconds_text(seconds: float) -> str:
@@ -117,7 +147,8 @@ def _accuracy(row: Row) -> str:
     return f"{100 * row.accuracy:.2f}{spread} %{failed}"
 
 
-def _ratio(text: str, ratio: float | None) -> str:
+def ratio_text(text: str, ratio: float | None) -> str:
+    """A figure with its ratio to end-to-end backpropagation's, where there is one."""
     return text if ratio is None else f"{text} ({ratio:.2f}x)"
 
 
@@ -134,8 +165,9 @@ def cells(row: Row) -> tuple[str, ...]:
         row.label,
         str(first.parts),
         _accuracy(row),
-        _ratio(bytes_text(first.peak_memory_bytes), row.memory_ratio),
-        _ratio(seconds_text(first.step_seconds), row.time_ratio),
+        ratio_text(bytes_text(first.peak_memory_bytes), row.memory_ratio),
+        ratio_text(seconds_text(first.step_seconds), row.time_ratio),
+        ratio_text(flops_text(first.flops), row.flops_ratio),
         f"{first.locality}, {audit}",
         first.modular,
         _count(first.params),

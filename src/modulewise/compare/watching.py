@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModulewiseError
-from ..partition import Partition
+from ..partition import AnyPartition
 from .assembling import Workshop
 from .experiment import Configuration, Run
 from .results import Result
@@ -34,7 +34,7 @@ class Watcher:
     def record(self, run: Run, entry: Mapping[str, Any]) -> None:
         """A pass has ended; the entry is a line of the result's history."""
 
-    def trained(self, run: Run, partition: Partition, workshop: Workshop) -> None:
+    def trained(self, run: Run, partition: AnyPartition, workshop: Workshop) -> None:
         """A run has been trained to its end; the partition is as the last pass left it."""
 
     def finish(self, run: Run, result: Result) -> None:

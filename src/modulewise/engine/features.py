@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..partition import Partition
+from ..partition import AnyPartition
 from ..partition.tree import batch_size, tensors
 
 __all__ = ["FeatureCache", "evaluating", "frozen_boundaries"]
@@ -29,7 +29,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def frozen_boundaries(partition: Partition, part: int, x: Any, known: dict[int, Tensor]) -> dict[int, Tensor]:
+def frozen_boundaries(partition: AnyPartition, part: int, x: Any, known: dict[int, Tensor]) -> dict[int, Tensor]:
     """The boundaries below a part, made by the parts below it in eval mode without gradients.
 
     Args:
@@ -60,7 +60,7 @@ class FeatureCache:
         self.features: Tensor | None = None
 
     def advance(
-        self, partition: Partition, boundary: int, batches: Iterable[tuple[Tensor, Any, Any]], count: int
+        self, partition: AnyPartition, boundary: int, batches: Iterable[tuple[Tensor, Any, Any]], count: int
     ) -> bool:
         """Fill the cache with a boundary, from the boundary it holds now.
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError, MethodError
-from ..partition import Partition
 from ..partition.tree import plain, tensors
 from ..schedules import FINAL, Event, Schedule, Sequential, State, Work
 from .batches import Batch, check_batch
@@ -98,7 +97,6 @@ class _Fit:
     def _fill(self, part: int) -> None:
         """Keep the features of the finished parts, where samples come back unchanged and nothing else is read."""
         loader, partition = self.loader, self.trainer.partition
-        assert isinstance(partition, Partition), "windows of time are never final"
         keeps = (
             hasattr(loader, "indexed") and not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
         )
@@ -118,7 +116,6 @@ class _Fit:
         if work.upstream != FINAL or work.part == 0:
             return trainer.batch(x, y, views=views)
         known = {self.cache.index: self.cache.rows(indices, x)} if self.cached and indices is not None else {}
-        assert isinstance(trainer.partition, Partition), "windows of time are never final"
         with trainer.engine.autocast(tensors(x)[0].device.type):
             boundaries = frozen_boundaries(trainer.partition, work.part, plain(x), known)
         needed = set(trainer.partition.plans(plain(x))[work.part].reads)

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from torch import nn
 
 from .. import models
+from ..methods.targets import orthogonal_
 from ..models import Shape
 from ..models.greedy import greedy_cnn
 from ..models.patching import patches
 
 __all__ = [
+    "dni_cnn",
+    "dni_mlp",
+    "feedback_mlp",
     "gim_patches_4",
     "gim_patches_16",
     "greedy_cnn_linear",
@@ -23,7 +27,10 @@ __all__ = [
     "local_loss_vgg8b_leaky",
     "local_loss_vgg11b",
     "local_loss_vgg11b_leaky",
+    "orthogonal_mlp",
     "resnet18_small",
+    "resnet20",
+    "simple_vgg",
     "tanh_mlp",
 ]
 
@@ -148,6 +155,28 @@ def resnet18_small(shape: Shape, classes: int) -> nn.Module:
     return network
 
 
+def feedback_mlp(shape: Shape, classes: int) -> nn.Sequential:
+    """The perceptron of Akrout et al., one hidden block fc1 of 500 units (Linear, Tanh) and a linear head.
+
+    >>> [name for name, _ in feedback_mlp((1, 8, 8), 10).named_children()]
+    ['flatten', 'fc1', 'head']
+    """
+    hidden = OrderedDict[str, nn.Module](linear=nn.Linear(shape[0] * shape[1] * shape[2], 500), tanh=nn.Tanh())
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc1=nn.Sequential(hidden), head=nn.Linear(500, classes)))
+
+
+def resnet20(shape: Shape, classes: int) -> nn.Sequential:
+    """ResNet-20 in CIFAR form: `models.resnet32` with 3 blocks a stage.
+
+    >>> sum(p.numel() for p in resnet20((3, 32, 32), 10).parameters())
+    269722
+    """
+    network = models.resnet32(shape, classes)
+    for stage in ("layer1", "layer2", "layer3"):
+        setattr(network, stage, getattr(network, stage)[:3])
+    return network
+
+
 def gim_patches_4(shape: Shape, classes: int) -> nn.Sequential:
     """`models.patches` on patches of 4 x 4 pixels, at every place, from 16 channels on.
 
@@ -174,3 +203,71 @@ def tanh_mlp(shape: Shape, classes: int, *, width: int = 256) -> nn.Sequential:
         blocks[f"fc{index}"] = nn.Sequential(OrderedDict(linear=nn.Linear(features, width), tanh=nn.Tanh()))
         features = width
     return nn.Sequential(OrderedDict(blocks, head=nn.Linear(features, classes)))
+
+
+def orthogonal_mlp(shape: Shape, classes: int, *, width: int = 256) -> nn.Module:
+    """`tanh_mlp` with orthogonal initial weights and no initial biases, as target propagation is published with.
+
+    >>> network = orthogonal_mlp((1, 8, 8), 10, width=4)
+    >>> [float(network.get_parameter(f"fc{k}.linear.bias").abs().sum()) for k in (1, 2, 3)]
+    [0.0, 0.0, 0.0]
+    """
+    return orthogonal_(tanh_mlp(shape, classes, width=width))
+
+
+def simple_vgg(shape: Shape, classes: int) -> nn.Sequential:
+    """The network of Ernoult et al.: conv1 to conv5 of 128, 128, 256, 256, 512 (conv 3x3, ELU, max pool 2), head.
+
+    Images of 32 x 32 are one pixel at the end; pools that would make a side vanish are left out.
+
+    >>> [tuple(block.conv.weight.shape[:2]) for block in list(simple_vgg((3, 32, 32), 10).children())[:5]]
+    [(128, 3), (128, 128), (256, 128), (256, 256), (512, 256)]
+    """
+    channels, height, width = shape
+    blocks = OrderedDict[str, nn.Module]()
+    for index, out in enumerate((128, 128, 256, 256, 512), start=1):
+        layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(channels, out, 3, padding=1), elu=nn.ELU())
+        if min(height, width) >= 2:
+            layers["pool"] = nn.MaxPool2d(2)
+            height, width = height // 2, width // 2
+        blocks[f"conv{index}"] = nn.Sequential(layers)
+        channels = out
+    head = OrderedDict[str, nn.Module](flatten=nn.Flatten(), linear=nn.Linear(channels * height * width, classes))
+    return nn.Sequential(OrderedDict(blocks, head=nn.Sequential(head)))
+
+
+def dni_mlp(shape: Shape, classes: int) -> nn.Sequential:
+    """The perceptron of decoupled neural interfaces: fc1, fc2, fc3 of 256 (Linear, batch norm, ReLU) and a head.
+
+    >>> [name for name, _ in dni_mlp((1, 8, 8), 10).named_children()]
+    ['flatten', 'fc1', 'fc2', 'fc3', 'head']
+    """
+    features = shape[0] * shape[1] * shape[2]
+    blocks = OrderedDict[str, nn.Module](flatten=nn.Flatten())
+    for index in range(1, 4):
+        layers = OrderedDict(linear=nn.Linear(features, 256), norm=nn.BatchNorm1d(256), relu=nn.ReLU())
+        blocks[f"fc{index}"] = nn.Sequential(layers)
+        features = 256
+    return nn.Sequential(OrderedDict(blocks, head=nn.Linear(features, classes)))
+
+
+def dni_cnn(shape: Shape, classes: int) -> nn.Sequential:
+    """The network of decoupled neural interfaces: conv1 to conv3 (conv 5x5 of 128, batch norm, ReLU, pool 3x3), head.
+
+    The first pool takes the maximum, the others the mean; pools that would make a side vanish are left out.
+
+    >>> [name for name, _ in dni_cnn((3, 8, 8), 10).named_children()]
+    ['conv1', 'conv2', 'conv3', 'head']
+    """
+    channels, height, width = shape
+    blocks = OrderedDict[str, nn.Module]()
+    for index, pool in enumerate((nn.MaxPool2d(3), nn.AvgPool2d(3), nn.AvgPool2d(3)), start=1):
+        conv = nn.Conv2d(channels, 128, 5, padding=2)
+        layers = OrderedDict[str, nn.Module](conv=conv, norm=nn.BatchNorm2d(128), relu=nn.ReLU())
+        if min(height, width) >= 3:
+            layers["pool"] = pool
+            height, width = height // 3, width // 3
+        blocks[f"conv{index}"] = nn.Sequential(layers)
+        channels = 128
+    head = OrderedDict[str, nn.Module](flatten=nn.Flatten(), linear=nn.Linear(128 * height * width, classes))
+    return nn.Sequential(OrderedDict(blocks, head=nn.Sequential(head)))

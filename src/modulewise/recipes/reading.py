@@ -79,7 +79,7 @@ def _recipe(name: str, text: str) -> Recipe:
         title=table.text("title"),
         paper=table.text("paper"),
         link=table.text("link"),
-        proves=table.text("proves"),
+        proves=table.text_or_texts("proves"),
         data=table.text("data"),
         measure=Measure(table.one_of("measure", tuple(Measure))),
         device=Machine(table.one_of("device", tuple(Machine))),
@@ -152,14 +152,16 @@ def _quick(quick: Table, values: Mapping[str, Any], fixed: Mapping[str, Any], fu
 
 def _check(table: Table, recipe: Recipe) -> None:
     """What holds between rows."""
-    if recipe.proves not in registry.known():
-        table.wrong("proves", f"there is no method {recipe.proves!r}{suggest(recipe.proves, registry.known())}")
+    for name in recipe.proves:
+        if name not in registry.known():
+            table.wrong("proves", f"there is no method {name!r}{suggest(name, registry.known())}")
     if len(recipe.by_method) != len(recipe.rows):
         table.wrong("rows", "expected every method once")
     for number, row in enumerate(recipe.rows):
         _check_row(table, recipe, row, f"rows[{number}]")
-    if not any(row.name == recipe.proves and not row.end_to_end for row in recipe.rows):
-        table.wrong("rows", f"expected a row of {recipe.proves} with a neighbour, which is what the recipe proves")
+    for name in recipe.proves:
+        if not any(row.name == name and not row.end_to_end for row in recipe.rows):
+            table.wrong("rows", f"expected a row of {name} with a neighbour, which is what the recipe proves")
 
 
 def _check_row(table: Table, recipe: Recipe, row: Row, place: str) -> None:

@@ -122,7 +122,7 @@ class Recipe:
         title: what is reproduced, in one line.
         paper: the citation.
         link: of the paper.
-        proves: name of the method that a full row of it proves.
+        proves: names of the methods that full rows of it prove, at least one.
         data: `digits`, or the folder of the set below the data folder.
         measure: unit of the figures.
         device: what a full run is meant for.
@@ -136,7 +136,7 @@ class Recipe:
     title: str
     paper: str
     link: str
-    proves: str
+    proves: tuple[str, ...]
     data: str
     measure: Measure
     device: Machine
@@ -152,8 +152,12 @@ class Recipe:
 
     @property
     def headline(self) -> Row:
-        """The first row of the method that the recipe proves."""
-        return next(row for row in self.rows if row.name == self.proves and not row.end_to_end)
+        """The first row of the first method that the recipe proves."""
+        return self.headline_of(self.proves[0])
+
+    def headline_of(self, name: str) -> Row:
+        """The first row of a method that the recipe proves."""
+        return next(row for row in self.rows if row.name == name and not row.end_to_end)
 
     def neighbour(self, row: Row) -> Row | None:
         """The end-to-end row that a row is read against; None for such a row itself."""

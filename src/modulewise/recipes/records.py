@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +62,13 @@ class Record:
         setting: what identifies the row's setting on this kind of device, whatever the seed.
         fingerprint: what identifies the run.
         shared: the recipe that ran it, where another one has the very same row; None for its own run.
+        flops: floating-point operations of one training step, as `checks.flops` counts them; this and what follows is
+            None in records that were written before it was measured.
+        batch_size: samples of that step.
+        params: trainable parameters of the model.
+        head_params: trainable parameters of heads, inverses and gradient predictors.
+        angles: of every part's update to end-to-end backpropagation's gradient as last measured, in degrees; None where
+            it was not, as in end-to-end rows.
     """
 
     recipe: str
@@ -91,6 +98,11 @@ class Record:
     setting: str
     fingerprint: str
     shared: str | None = None
+    flops: int | None = None
+    batch_size: int | None = None
+    params: int | None = None
+    head_params: int | None = None
+    angles: Sequence[float | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data."""

@@ -15,7 +15,7 @@ from ..compare import Experiment, Result, Run, Watcher
 from ..compare.assembling import Workshop, device_of
 from ..compare.scoring import Scores, hidden_scores
 from ..errors import DataError, ModulewiseError
-from ..partition import Partition
+from ..partition import AnyPartition
 from .places import data_place
 from .recipe import Evaluation, Machine, Recipe, Row
 from .records import Book, Record, fingerprint, setting
@@ -74,7 +74,7 @@ class _Scorer(Watcher):
         self._wanted = row.evaluation is Evaluation.PROBE
         self.scores: Scores | None = None
 
-    def trained(self, run: Run, partition: Partition, workshop: Workshop) -> None:
+    def trained(self, run: Run, partition: AnyPartition, workshop: Workshop) -> None:
         """Fit to the training split, score on the test split."""
         if self._wanted:
             material = workshop.material
@@ -183,6 +183,11 @@ def _record(task: _Task, result: Result, scores: Scores | None) -> Record:
         git=result.git,
         setting=task.setting,
         fingerprint=task.fingerprint,
+        flops=result.flops,
+        batch_size=result.batch_size,
+        params=result.params,
+        head_params=result.head_params,
+        angles=result.angles,
     )
 
 

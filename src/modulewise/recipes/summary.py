@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import registry
-from ..compare.summary import bytes_text, seconds_text
+from ..compare.summary import bytes_text, flops_text, ratio_text, seconds_text
 from ..method import Family
+from .costs import Cost, relative
 from .recipe import Evaluation, Machine, Recipe, Row
 from .records import Record, setting
 
@@ -18,17 +19,22 @@ __all__ = [
     "NOT_RUN",
     "UNPROVEN",
     "Reached",
+    "cost",
     "detail",
     "listing",
     "method_columns",
     "reached",
     "rows_table",
+    "speaks_for",
 ]
 
 NOT_RUN = "not run yet"
 UNPROVEN = "unproven"
 LISTING = ("recipe", "proves", "data", "device", "CPU minutes", "published", "reached", "epochs")
-DETAIL = ("method", "published", "reached", "difference to E2EBP", "epochs", "peak memory", "step time", "note")
+DETAIL = (
+    *("method", "published", "reached", "difference to E2EBP", "epochs", "peak memory", "step time", "FLOPs"),
+    "note",
+)
 
 
 @dataclass(frozen=True)
@@ -107,22 +113,25 @@ def _minutes(recipe: Recipe) -> str:
 
 
 def listing(recipes: Sequence[Recipe], records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """A line for every recipe, under `LISTING`; figures are E2EBP's / the method's."""
-    return [_line(recipe, records) for recipe in recipes]
+    """A line for every method that a recipe proves, under `LISTING`; figures are E2EBP's / the method's.
+
+    The minutes, which are the whole recipe's, stand in its first line.
+    """
+    return [_line(recipe, name, records) for recipe in recipes for name in recipe.proves]
 
 
-def _line(recipe: Recipe, records: Sequence[Record]) -> tuple[str, ...]:
-    row = recipe.headline
+def _line(recipe: Recipe, name: str, records: Sequence[Record]) -> tuple[str, ...]:
+    row = recipe.headline_of(name)
     other = recipe.neighbour(row)
     assert other is not None, "a headline has a neighbour"
     mine, theirs = reached(recipe, row, records), reached(recipe, other, records)
     run = mine.full or mine.quick or theirs.full or theirs.quick
     return (
         recipe.name,
-        recipe.proves,
+        name,
         recipe.data,
         recipe.device.value,
-        _minutes(recipe),
+        _minutes(recipe) if name == recipe.proves[0] else "",
         f"{_published(other)} / {_published(row)} % {recipe.measure.value}",
         f"{theirs.text()} / {mine.text()}" if run else NOT_RUN,
         _epochs(row),
@@ -143,10 +152,31 @@ def _detail(recipe: Recipe, row: Row, records: Sequence[Record]) -> tuple[str, .
         mine.text(),
         _difference(recipe, row, records),
         _epochs(row) if not runs or mine.full else f"{runs[0].epochs} (quick)",
-        bytes_text(runs[0].peak_memory_bytes) if runs else "",
-        seconds_text(runs[0].step_seconds) if runs else "",
+        *_costs(recipe, row, records, runs),
         _note(row, runs),
     )
+
+
+def _costs(recipe: Recipe, row: Row, records: Sequence[Record], runs: Sequence[Record]) -> tuple[str, str, str]:
+    if not runs:
+        return "", "", ""
+    found, first = cost(recipe, row, records), runs[0]
+    return (
+        ratio_text(bytes_text(first.peak_memory_bytes), found.memory),
+        ratio_text(seconds_text(first.step_seconds), found.seconds),
+        ratio_text(flops_text(first.flops), found.flops),
+    )
+
+
+def cost(recipe: Recipe, row: Row, records: Sequence[Record]) -> Cost:
+    """What a step of a row costs beside one of its end-to-end row, both of full runs or else both of quick ones."""
+    mine, theirs = reached(recipe, row, records), reached(recipe, recipe.neighbour(row) or row, records)
+    same = not row.configuration.solves  # a method with its own update may take other batches
+    if mine.full and theirs.full:
+        return relative(mine.full, theirs.full, same_batches=same)
+    if mine.full or theirs.full:
+        return relative(mine.full, ())
+    return relative(mine.quick, theirs.quick, same_batches=same)
 
 
 def _difference(recipe: Recipe, row: Row, records: Sequence[Record]) -> str:
@@ -184,7 +214,10 @@ def _note(row: Row, runs: Sequence[Record]) -> str:
 
 
 def rows_table(recipes: Sequence[Recipe], records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """A line for every row of every recipe: recipe, method, set, device, published, reached, unit, epochs."""
+    """A line for every row of every recipe: recipe, method, set, device, published, reached, unit, epochs, costs.
+
+    The costs are those of a step relative to the end-to-end row's: operations, time, memory.
+    """
     return [
         (
             f"`{recipe.name}`",
@@ -195,6 +228,7 @@ def rows_table(recipes: Sequence[Recipe], records: Sequence[Record]) -> list[tup
             reached(recipe, row, records).text(),
             f"% {recipe.measure.value}",
             _epochs(row),
+            *cost(recipe, row, records).texts(),
         )
         for recipe in recipes
         for row in recipe.rows
@@ -204,7 +238,7 @@ def rows_table(recipes: Sequence[Recipe], records: Sequence[Record]) -> list[tup
 def method_columns(name: str, recipes: Sequence[Recipe], records: Sequence[Record]) -> tuple[str, str]:
     """Published and reproduced figure of a method, each with that of E2EBP in parentheses.
 
-    Of its recipes the one is taken that has a full run, then one with a published figure, then the first.
+    Of its recipes the one is taken that `speaks_for` it.
 
     Args:
         name: of the method.
@@ -213,16 +247,15 @@ def method_columns(name: str, recipes: Sequence[Recipe], records: Sequence[Recor
     """
     if registry.known()[name].family is Family.REFERENCE:
         return "reference", "reference"
-    own = [recipe for recipe in recipes if recipe.proves == name]
-    if not own:
+    best = speaks_for(name, recipes, records)
+    if best is None:
         return "-", UNPROVEN
-    best = min(own, key=lambda recipe: (not _proven(recipe, records), recipe.headline.published is None))
-    row = best.headline
+    row = best.headline_of(name)
     other = best.neighbour(row)
     assert other is not None, "a headline has a neighbour"
     said = f"% {best.measure.value}, `{best.name}`"
     published = "-" if row.published is None else f"{_published(row)} ({_published(other)}) {said}"
-    if not _proven(best, records):
+    if not _proven(best, name, records):
         return published, UNPROVEN
     mine, theirs = reached(best, row, records), reached(best, other, records)
     short = "" if row.paper_epochs is None or row.experiment.epochs >= row.paper_epochs else f"; {_epochs(row)} epochs"
@@ -230,5 +263,13 @@ def method_columns(name: str, recipes: Sequence[Recipe], records: Sequence[Recor
     return published, f"{mine.text()} ({theirs_text}) {said if published == '-' else '% ' + best.measure.value}{short}"
 
 
-def _proven(recipe: Recipe, records: Sequence[Record]) -> bool:
-    return reached(recipe, recipe.headline, records).proven
+def speaks_for(name: str, recipes: Sequence[Recipe], records: Sequence[Record]) -> Recipe | None:
+    """The recipe of a method that is shown: with a full run, then with a published figure, then the first."""
+    own = [recipe for recipe in recipes if name in recipe.proves]
+    if not own:
+        return None
+    return min(own, key=lambda recipe: (not _proven(recipe, name, records), recipe.headline_of(name).published is None))
+
+
+def _proven(recipe: Recipe, name: str, records: Sequence[Record]) -> bool:
+    return reached(recipe, recipe.headline_of(name), records).proven

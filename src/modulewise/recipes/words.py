@@ -23,7 +23,7 @@ _ENUMS: Mapping[str, type[StrEnum]] = MappingProxyType(
 )
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _WHOLE = ("epochs", "batch_size", "train_limit", "test_limit")
-_NUMBERS = ("lr", "last_lr", "momentum", "weight_decay", "decay")
+_NUMBERS = ("lr", "last_lr", "feedback_lr", "momentum", "weight_decay", "decay")
 _FLAGS = ("normalize", "recompute")
 
 
@@ -82,6 +82,14 @@ class Table:
         if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
             self.wrong(key, f"expected a list of texts, {value!r} was given")
         return tuple(value)
+
+    def text_or_texts(self, key: str) -> tuple[str, ...]:
+        """One text, or a list of at least one, each once."""
+        value = self.facts[key]
+        found = self.texts(key) if isinstance(value, list) else (self.text(key),)
+        if not found or len(set(found)) != len(found):
+            self.wrong(key, f"expected a text or a list of different texts, {value!r} was given")
+        return found
 
     def whole(self, key: str) -> int:
         """A whole number, >= 1."""

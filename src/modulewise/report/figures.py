@@ -15,7 +15,7 @@ from ..compare.results import Result
 from ..compare.summary import Row
 from .drawing import colour_of, figure, legend_above, shades
 
-__all__ = ["cost", "error_against_parts", "losses", "memory", "probes"]
+__all__ = ["angles", "cost", "error_against_parts", "losses", "memory", "probes"]
 
 _MARKERS = "osD^vP*X"
 _CATEGORIES = {
@@ -39,13 +39,18 @@ def _named(row: Row, rows: Sequence[Row]) -> str:
 
 
 def cost(rows: Sequence[Row]) -> Figure:
-    """Test accuracy against peak memory and against step time; a dot a run, a large one their mean."""
-    made, axes = figure(9.6, 4.4, columns=2, sharey=True)
+    """Test accuracy against memory, time and operations of a step; a dot a run, a large one their mean.
+
+    Operations are left out where a row has none counted.
+    """
     labels, parts = _labels(rows), sorted({row.first.parts for row in rows})
     scales: list[tuple[Callable[[Result], float], str]] = [
         (lambda result: result.peak_memory_bytes / 1e6, "peak memory of a step, MB"),
         (lambda result: result.step_seconds * 1e3, "time of a step, ms"),
     ]
+    if all(row.first.flops is not None for row in rows):
+        scales.append((lambda result: (result.flops or 0) / 1e9, "operations of a step, GFLOP"))
+    made, axes = figure(9.6, 4.4, columns=len(scales), sharey=True)
     for axis, (measure, name) in zip(axes[0], scales, strict=True):
         for row in rows:
             if row.accuracy is None:
@@ -146,6 +151,23 @@ def probes(rows: Sequence[Row]) -> Figure | None:
         return 100 * entry["probe"][part]
 
     return _panels(rows, percent, "probe accuracy, %", shared=True)
+
+
+def angles(rows: Sequence[Row]) -> Figure | None:
+    """Degrees to end-to-end backpropagation, every part over its updates; None where no run was measured."""
+    measured = [row for row in rows if any(result.angles is not None for result in row.results)]
+    if not measured:
+        return None
+
+    def degrees(entry: Mapping[str, Any], part: int) -> float | None:
+        found = entry.get("alignment")
+        return None if found is None else found["angle"][part]
+
+    made = _panels(measured, degrees, "angle, degrees", shared=True)
+    for axis in made.axes:
+        axis.axhline(90, color="#9aa5b1", linewidth=0.9, linestyle="--", zorder=1)
+        axis.set_ylim(0, max(95.0, axis.get_ylim()[1]))
+    return made
 
 
 def error_against_parts(rows: Sequence[Row]) -> Figure | None:

@@ -63,8 +63,8 @@ def _pictures(rows: Sequence[Row]) -> list[Picture]:
     made = [
         (
             "Accuracy against cost",
-            "Upper left is better. Small marks are runs, the large one is their mean. Memory and time are those of one "
-            "training step at the batch size of the runs.",
+            "Upper left is better. Small marks are runs, the large one is their mean. Memory, time and operations are "
+            "those of one training step at the batch size of the runs.",
             figures.cost(rows),
         ),
         (
@@ -78,6 +78,13 @@ def _pictures(rows: Sequence[Row]) -> list[Picture]:
             "A ridge classifier on the pooled output of every part, fitted to training samples and scored on training "
             "samples that no run trains on. The last part's is fitted to the model's own output.",
             figures.probes(rows),
+        ),
+        (
+            "Angle to end-to-end backpropagation",
+            "Between the direction in which the method moves a part and the one in which the chain rule through all "
+            "parts would, at the same weights and on the same training batch; 90 degrees is no agreement. A method "
+            "that takes the whole training set at once is measured before training alone.",
+            figures.angles(rows),
         ),
         (
             "Loss of every part",
