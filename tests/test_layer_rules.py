@@ -7,10 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from literal_layers import LITERAL, literal_below
+from literal_oracles import draw
+from small_networks import seeded
 from torch import Tensor, nn
 
 from modulewise.errors import CheckpointError, MethodError
-from modulewise.layer_rules import FeedbackWeights, RuleReport
+from modulewise.layer_rules import FeedbackWeights, RuleReport, angle
 
 LAYERS = {
     "linear 1-d": (lambda: nn.Linear(5, 4), (5,)),
@@ -26,6 +29,10 @@ LAYERS = {
     "conv same": (lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2), (2, 4, 9, 8)),
     "conv same, even kernel": (lambda: nn.Conv2d(4, 6, (2, 4), padding="same"), (2, 4, 9, 8)),
     "conv circular": (lambda: nn.Conv2d(4, 6, 3, padding=(1, 2), padding_mode="circular"), (2, 4, 9, 8)),
+    "transposed 1-d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1), (2, 4, 5)),
+    "transposed 2-d": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=(2, 1), groups=2, bias=False), (2, 4, 5, 4)),
+    "transposed 2-d without a batch": (lambda: nn.ConvTranspose2d(4, 6, 2, dilation=2), (4, 5, 4)),
+    "transposed 3-d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 2, 3, 2, 4)),
     "conv reflect": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect"), (2, 4, 9)),
 }
 
@@ -174,22 +181,33 @@ class Standardised(nn.Linear):
         return F.linear(input, self.weight / self.weight.norm(), self.bias)
 
 
-def test_report_names_what_is_converted_and_what_keeps_the_chain_rule():
+def test_report_names_what_is_converted_and_what_keeps_the_chain_rule_and_why():
     net = nn.ModuleDict(
         {
             "linear": nn.Linear(4, 4),
             "conv": nn.Conv3d(1, 1, 1),
+            "up": nn.ConvTranspose2d(1, 1, 2),
             "norm": nn.LayerNorm(4),
             "attention": nn.MultiheadAttention(4, 2),
             "recurrent": nn.GRU(4, 4),
             "own": Standardised(4, 4),
+            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
             "relu": nn.ReLU(),
         }
     )
-    assert FeedbackWeights(seed=0).report(net.named_modules()) == RuleReport(
-        converted=("linear", "conv"),
-        left=("norm", "attention", "attention.out_proj", "recurrent", "own"),
-    )
+    net["again"] = net["linear"]
+    report = FeedbackWeights(seed=0).report(net.named_modules(remove_duplicate=False))
+    assert report.converted == ("linear", "conv", "up")
+    assert report.left == {
+        "norm": "LayerNorm is neither linear nor a convolution",
+        "attention": "its projections are packed into one operation; attention made of nn.Linear is converted",
+        "attention.out_proj": "attention computes with its weight itself, this module is never called",
+        "recurrent": "GRU is neither linear nor a convolution",
+        "own": "Standardised is a subclass of a layer, which may compute something else",
+        "normed": "ParametrizedLinear is a subclass of a layer, which may compute something else",
+        "normed.parametrizations.weight": "ParametrizationList is neither linear nor a convolution",
+    }
+    assert str(RuleReport(("a", "b"), {"": "why"})) == "converted 2, left 1\n  the model: why"
 
 
 def test_what_the_report_leaves_keeps_the_chain_rule():
@@ -204,7 +222,7 @@ def test_what_the_report_leaves_keeps_the_chain_rule():
     assert set(rule.state_dict()) == set(rule.report(layer.named_modules()).converted) == {"linear1", "linear2"}
 
 
-def draw(rule: FeedbackWeights, name: str, layer: nn.Module) -> Tensor:
+def drawn(rule: FeedbackWeights, name: str, layer: nn.Module) -> Tensor:
     with rule.installed([(name, layer)]):
         return rule.state_dict()[name]
 
@@ -212,20 +230,20 @@ def draw(rule: FeedbackWeights, name: str, layer: nn.Module) -> Tensor:
 def test_b_depends_on_seed_and_name_alone_and_is_drawn_once():
     layer = nn.Linear(4, 3)
     state = torch.get_rng_state()
-    first = draw(FeedbackWeights(seed=0), "a", layer)
+    first = drawn(FeedbackWeights(seed=0), "a", layer)
     assert torch.equal(torch.get_rng_state(), state)
     torch.randn(3)
     again = FeedbackWeights(seed=0)
-    assert torch.equal(draw(again, "a", nn.Linear(4, 3)), first)
-    assert torch.equal(draw(again, "a", layer), first)
-    assert not torch.equal(draw(again, "b", layer), first)
-    assert not torch.equal(draw(FeedbackWeights(seed=1), "a", layer), first)
+    assert torch.equal(drawn(again, "a", nn.Linear(4, 3)), first)
+    assert torch.equal(drawn(again, "a", layer), first)
+    assert not torch.equal(drawn(again, "b", layer), first)
+    assert not torch.equal(drawn(FeedbackWeights(seed=1), "a", layer), first)
 
 
 def test_b_is_uniform_like_initial_weights_times_scale():
     """U(-a, a), a = 2 / sqrt(fan_in); a grouped convolution's fan-in counts its own group."""
     layer = nn.Conv2d(64, 128, 3, groups=2)
-    b = draw(FeedbackWeights(seed=0, scale=2.0), "conv", layer)
+    b = drawn(FeedbackWeights(seed=0, scale=2.0), "conv", layer)
     a = 2.0 / (32 * 9) ** 0.5
     assert b.shape == layer.weight.shape
     assert 0.99 * a < b.abs().max() <= a
@@ -246,11 +264,51 @@ def test_a_checkpoint_brings_the_same_errors_back():
 
 def test_b_follows_the_type_of_its_layer():
     layer, rule = nn.Linear(3, 2), FeedbackWeights(seed=0)
-    draw(rule, "layer", layer)
-    assert draw(rule, "layer", layer.double()).dtype == torch.float64
+    drawn(rule, "layer", layer)
+    assert drawn(rule, "layer", layer.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
 def test_a_scale_that_is_not_positive_is_refused(scale):
     with pytest.raises(MethodError, match="give a number above 0"):
         FeedbackWeights(seed=0, scale=scale)
+
+
+@pytest.mark.parametrize("name", LITERAL)
+def test_the_error_below_is_the_literal_sum_over_indices(name):
+    """Oracle: loops over samples, channels, places and taps in float64, with B for the weight."""
+    make, shape = LITERAL[name]
+    layer, x = seeded(make).double(), draw(*shape)
+    rule = FeedbackWeights(seed=0)
+    y, below, *_ = pass_through(layer, x, rule)
+    error = torch.linspace(-1, 1, y.numel()).double().view_as(y)
+    expected = literal_below(layer, error, rule.state_dict()[""], x.shape)
+    assert expected.abs().max() > 0
+    assert torch.allclose(below, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_transposed_convolution_asked_for_a_size_passes_the_error_back_by_b():
+    layer, x = seeded(lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1)), draw(2, 2, 3, 4).float()
+    plain, found = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(plain, [6, 7]).sum().backward()
+    with FeedbackWeights(seed=0, feedback=live_weight).installed([("up", layer)]):
+        layer(found, output_size=[6, 7]).sum().backward()
+    assert torch.equal(found.grad, plain.grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_hooks_of_a_layer_run_and_an_old_style_weight_norm_keeps_its_own_gradients():
+    layer, x = nn.utils.weight_norm(seeded(lambda: nn.Linear(4, 3))), draw(5, 4).float()
+    seen = []
+    layer.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    expected = pass_through(layer, x, None)
+    found = pass_through(layer, x, FeedbackWeights(seed=0, feedback=live_weight))
+    assert len(seen) == 2
+    assert len(found) == 5  # the value, and gradients of x, bias, g and v
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_angles_are_those_of_the_cosine():
+    a = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert [round(float(angle(a, b)), 4) for b in (a, -2 * a, a.flip(1), a + a.flip(1))] == [0.0, 180.0, 90.0, 45.0]
+    assert angle(a, torch.zeros(2, 2)).isnan()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from enum import Enum
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -40,8 +41,19 @@ def settable(cls: type[Method]) -> dict[str, Any]:
     return {
         name: hints[name]
         for name in names
-        if name not in FROM_DATA and any(kind in _WORDS or kind in (bool, int, float) for kind in _kinds(hints[name]))
+        if name not in FROM_DATA and any(_has_words(kind) for kind in _kinds(hints[name]))
     }
+
+
+def _has_words(kind: Any) -> bool:
+    return kind in _WORDS or kind in (bool, int, float) or bool(_members(kind))
+
+
+def _members(kind: Any) -> dict[str, Any]:
+    """The members of an enumeration, by their words: the value, or the name where that is no text; none otherwise."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return {}
+    return {(m.value if isinstance(m.value, str) else m.name.replace("_", "-")).lower(): m for m in kind}
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -73,6 +85,10 @@ def value_of(method: str, key: str, text: str, hint: Any) -> Any:
             if text in words:
                 return words[text]
             expected += [*words, *(["gaussian(WIDTH)"] if kind is losses.Kernel else [])]
+        elif members := _members(kind):
+            if text.lower() in members:
+                return members[text.lower()]
+            expected += members
         elif kind is bool:
             if text.lower() in ("true", "yes", "1", "false", "no", "0"):
                 return text.lower() in ("true", "yes", "1")

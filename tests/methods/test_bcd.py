@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -10,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import modulewise as mw
 from modulewise.errors import CheckpointError, MethodError
-from modulewise.method import Family, Locality, Reach, Solver
+from modulewise.method import Family, Locality, Reach, Solver, SolverMethod
+from modulewise.methods import ADMM, DlADMM
 from modulewise.methods.auxiliary import BCD, bcd_objective
-from modulewise.methods.auxiliary.bcd_updates import (
-    Penalties,
-    bcd_sweep,
-    initial_blocks,
-)
+from modulewise.methods.auxiliary.bcd_updates import Penalties, bcd_sweep
+from modulewise.methods.auxiliary.blocks import initial_blocks
 from modulewise.methods.auxiliary.linear_chain import linear_chain
 
 
@@ -32,10 +32,12 @@ def stand_in(model: nn.Module, *groups: tuple[str, ...]) -> SimpleNamespace:
     """What the solver reads of a partition."""
     names = [name for name, _ in model.named_parameters()]
     groups = groups or (tuple(names),)
-    return SimpleNamespace(model=model, parts=[SimpleNamespace(parameter_names=group) for group in groups])
+    return SimpleNamespace(
+        model=model, parts=[SimpleNamespace(parameter_names=group, modules=list) for group in groups]
+    )
 
 
-def bound(model: nn.Module, *groups: tuple[str, ...], method: BCD | None = None) -> Solver:
+def bound(model: nn.Module, *groups: tuple[str, ...], method: SolverMethod | None = None) -> Solver:
     return (method or BCD()).solver(stand_in(model, *groups), loss=F.cross_entropy, seed=0)
 
 
@@ -147,9 +149,9 @@ def shared() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), "module '1' is a Tanh where .* expects a ReLU"),
-        (nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), "module '1' is a Linear where .* expects a ReLU"),
-        (nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 3)), "module '1' is a ReLU where .* expects a Linear"),
+        (nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), "module '1' is a Tanh where .* expect a ReLU"),
+        (nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), "module '1' is a Linear where .* expect a ReLU"),
+        (nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(4, 3)), "module '1' is a ReLU where .* expect a Linear"),
         (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU()), "module '1' is a BatchNorm1d"),
         (nn.Sequential(nn.MultiheadAttention(4, 2)), "module '0' is a MultiheadAttention"),
         (nn.Sequential(nn.Linear(6, 4), nn.ReLU()), "ends with the ReLU after '0'"),
@@ -209,10 +211,58 @@ def test_half_precision_and_other_inputs_are_refused():
 
 @pytest.mark.parametrize("name", ["gamma", "rho", "alpha"])
 def test_penalties_that_are_not_positive_are_refused(name):
-    with pytest.raises(MethodError, match="give numbers above 0"):
+    with pytest.raises(MethodError, match="give finite numbers above 0"):
         BCD(**{name: 0.0})
 
 
 def test_family_and_locality():
     assert BCD().family is Family.AUXILIARY
     assert BCD().locality == Locality(Reach.TARGETS)
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(2, 3)))
+
+
+def normalised() -> nn.Module:
+    hidden = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU())
+    return nn.Sequential(nn.Sequential(nn.Linear(9, 4), nn.ReLU()), hidden, nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("method", [BCD(), ADMM(), DlADMM()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize(
+    ("model", "x", "message"),
+    [
+        (convolutional(), torch.zeros(2, 1, 3, 3), "part 0, module '0.0' is a Conv2d where .* expect a Linear"),
+        (normalised(), torch.zeros(2, 9), "part 1, module '1.1' is a BatchNorm1d where .* expect a ReLU"),
+    ],
+)
+def test_convolutions_and_batch_normalisation_are_refused_at_construction_by_part(method, model, x, message):
+    partition = mw.Partition(model, cuts=("0",), example=x)
+    with pytest.raises(MethodError, match=message):
+        mw.Trainer(partition, method, loss=F.cross_entropy)
+
+
+@pytest.mark.parametrize("method", [BCD(), ADMM(warm_start=0)], ids=lambda method: type(method).__name__)
+def test_what_is_kept_of_the_input_is_forgotten_with_the_batch(method):
+    """A solver that has stepped on one batch and then loads a state of another goes on as one that never saw it."""
+    model, twin = perceptron(), perceptron()
+    stepped, fresh = bound(model, method=method), bound(twin, method=method)
+    state = bound(perceptron(), method=method)
+    state.step(*batch(20), step=0)
+    stepped.step(*batch(12), step=0)
+    model.load_state_dict(twin.state_dict())
+    for solver in (stepped, fresh):
+        solver.load_state_dict(state.state_dict())
+        solver.step(*batch(20), step=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_objective_never_rises_over_a_full_batch_sweep_in_the_trainer():
+    """float64, to 1e-12 relative, over the whole of sixty sweeps."""
+    x, y = batch(30)
+    model = perceptron()
+    trainer = mw.Trainer(mw.Partition(model, cuts=("relu",), example=x), BCD(), loss=F.cross_entropy)
+    totals = [sum(trainer.step(x, y).values()).item() for _ in range(60)]
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(totals))
+    assert totals[-1] < 0.5 * totals[0]

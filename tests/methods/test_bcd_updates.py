@@ -15,7 +15,6 @@ from torch import Tensor
 
 from modulewise.methods.auxiliary import bcd_objective
 from modulewise.methods.auxiliary.bcd_updates import (
-    Blocks,
     Penalties,
     affine_map,
     bcd_shares,
@@ -25,6 +24,7 @@ from modulewise.methods.auxiliary.bcd_updates import (
     output_activation,
     output_preactivation,
 )
+from modulewise.methods.auxiliary.blocks import Blocks, input_products
 
 PENALTIES = Penalties(gamma=0.7, rho=1.3, alpha=0.9)
 
@@ -178,3 +178,15 @@ def test_a_sweep_visits_the_blocks_top_down_each_with_the_newest_others():
     expected = (w1, w2, b1, b2, u1, u2, v0, v1, v2)
     found = (*after.weights, *after.biases, *after.preactivations, *after.activations)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_is_known_already_changes_no_update():
+    """The present V W^T + b, and the inner products of the input, given or computed."""
+    blocks, targets = wandering_blocks()
+    w, b, u, v = blocks.weights[0], blocks.biases[0], blocks.preactivations[0], blocks.activations[0]
+    known = affine_map(u, v, w, b, PENALTIES, affine=F.linear(v, w, b), products=input_products(blocks))
+    assert all(torch.equal(p, q) for p, q in zip(known, affine_map(u, v, w, b, PENALTIES), strict=True))
+    swept = bcd_sweep(blocks, targets, PENALTIES, products=input_products(blocks))
+    assert all(
+        torch.equal(p, q) for p, q in zip(swept.weights, bcd_sweep(blocks, targets, PENALTIES).weights, strict=True)
+    )

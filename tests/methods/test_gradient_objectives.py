@@ -11,10 +11,9 @@ from hand_driving import clear, drive, equal, gradients, objectives_of, sites
 from torch import Tensor, nn
 
 from modulewise.errors import MethodError
-from modulewise.layer_rules import FeedbackWeights
+from modulewise.layer_rules import FeedbackWeights, projected_error
 from modulewise.method import Family, Locality, Reach
 from modulewise.methods.gradients import DirectFeedbackAlignment, FeedbackAlignment, SyntheticGradients
-from modulewise.methods.gradients.direct_feedback_alignment import projected_error
 from modulewise.methods.reference import Backprop
 from modulewise.objective import Role, Site
 from modulewise.partition.boundary import Boundary
@@ -76,7 +75,7 @@ def test_any_batch_size_and_image_boundaries():
     torch.manual_seed(0)
     parts = [nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 5))]
     objectives = objectives_of(
-        DirectFeedbackAlignment(outputs=5), sites(parts, torch.randn(4, 3, 8, 8), F.cross_entropy)
+        DirectFeedbackAlignment(outputs=5, layerwise=False), sites(parts, torch.randn(4, 3, 8, 8), F.cross_entropy)
     )
     for n in (1, 4, 7):
         done = drive(parts, objectives, torch.randn(n, 3, 8, 8), torch.zeros(n, dtype=torch.long))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modulewise.errors import MethodError
 from modulewise.methods.gradients import SyntheticGradients
 from modulewise.methods.gradients.gradient_predictors import GradientPredictor, label_weights
-from modulewise.methods.gradients.synthetic_gradients import predictor_loss
+from modulewise.methods.gradients.synthetic_gradients_objective import predictor_loss
 from modulewise.methods.reference import Backprop
 from modulewise.objective import Site
 from modulewise.partition.boundary import Boundary

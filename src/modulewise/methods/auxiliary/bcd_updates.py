@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocks import Blocks, inner_products, with_ones
+
 __all__ = [
-    "Blocks",
     "Penalties",
     "affine_map",
     "bcd_objective",
@@ -29,7 +30,6 @@ __all__ = [
     "bcd_sweep",
     "hidden_activation",
     "hidden_preactivation",
-    "initial_blocks",
     "output_activation",
     "output_preactivation",
 ]
@@ -42,7 +42,7 @@ class Penalties:
     Args:
         gamma: of V_l = s_l(U_l), > 0.
         rho: of U_l = V_{l-1} W_l^T + b_l, > 0.
-        alpha: of the proximal terms, > 0.
+        alpha: of the proximal terms, >= 0.
     """
 
     gamma: float = 1.0
@@ -50,41 +50,10 @@ class Penalties:
     alpha: float = 5.0
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """All variables of the objective.
-
-    Args:
-        weights: W_1..W_L, (out, in).
-        biases: b_1..b_L, (out,); None for a layer without.
-        preactivations: U_1..U_L, (N, out).
-        activations: V_0..V_L; V_0 = X is fixed.
-    """
-
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor | None, ...]
-    preactivations: tuple[Tensor, ...]
-    activations: tuple[Tensor, ...]
-
-
-def initial_blocks(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...]) -> Blocks:
-    """The blocks of a forward pass on x (N, in), where all penalties are zero.
-
-    >>> initial_blocks(torch.ones(1, 2), (torch.ones(1, 2), -torch.ones(1, 1)), (None, None)).activations[-1]
-    tensor([[-2.]])
-    """
-    preactivations: list[Tensor] = []
-    activations = [x]
-    for weight, bias in zip(weights, biases, strict=True):
-        preactivations.append(F.linear(activations[-1], weight, bias))
-        hidden = len(preactivations) < len(weights)
-        activations.append(preactivations[-1].relu() if hidden else preactivations[-1].clone())
-    return Blocks(weights, biases, tuple(preactivations), tuple(activations))
-
-
 def bcd_shares(blocks: Blocks, targets: Tensor, penalties: Penalties) -> Tensor:
     """Every layer's terms of F, (L,); the last layer's hold the distance to the targets (N, out) as well.
 
+    >>> from modulewise.methods.auxiliary.blocks import initial_blocks
     >>> blocks = initial_blocks(torch.ones(1, 2), (torch.ones(3, 2), torch.ones(1, 3)), (None, None))
     >>> bcd_shares(blocks, torch.tensor([[4.0]]), Penalties())
     tensor([0., 2.])
@@ -117,11 +86,15 @@ def output_preactivation(v: Tensor, affine: Tensor, penalties: Penalties) -> Ten
 
 
 def hidden_activation(u: Tensor, above: Tensor, weight: Tensor, bias: Tensor | None, penalties: Penalties) -> Tensor:
-    """V_l = argmin_V gamma/2 ||V - relu(U_l)||^2 + rho/2 ||U_{l+1} - V W^T - b||^2, W and b of layer l + 1."""
-    gamma, rho = penalties.gamma, penalties.rho
-    residual = above if bias is None else above - bias
-    system = gamma * torch.eye(weight.shape[1], dtype=u.dtype, device=u.device) + rho * weight.T @ weight
-    return torch.linalg.solve(system, (gamma * u.relu() + rho * residual @ weight).T).T
+    """V_l = argmin_V gamma/2 ||V - relu(U_l)||^2 + rho/2 ||U_{l+1} - V W^T - b||^2, W and b of layer l + 1.
+
+    V = relu(U_l) + (U_{l+1} - relu(U_l) W^T - b) (W W^T + gamma/rho I)^-1 W: a system of the layer above's width, and
+    no difference of large numbers.
+    """
+    active = u.relu()
+    identity = torch.eye(len(weight), dtype=u.dtype, device=u.device)
+    pull = torch.linalg.solve(weight @ weight.T + penalties.gamma / penalties.rho * identity, weight)
+    return active + (above - F.linear(active, weight, bias)) @ pull
 
 
 def hidden_preactivation(v: Tensor, affine: Tensor, present: Tensor, penalties: Penalties) -> Tensor:
@@ -142,22 +115,48 @@ def hidden_preactivation(v: Tensor, affine: Tensor, present: Tensor, penalties: 
 
 
 def affine_map(
-    u: Tensor, below: Tensor, weight: Tensor, bias: Tensor | None, penalties: Penalties
+    u: Tensor,
+    below: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    penalties: Penalties,
+    *,
+    affine: Tensor | None = None,
+    products: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(W, b) = argmin rho/2 ||U - V W^T - b||^2 + alpha/2 (||W - present W||^2 + ||b - present b||^2), jointly."""
-    present = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
-    rows = below if bias is None else torch.cat([below, below.new_ones(len(below), 1)], 1)
+    """(W, b) = argmin rho/2 ||U - V W^T - b||^2 + alpha/2 (||W - present W||^2 + ||b - present b||^2), jointly.
+
+    Args:
+        u: U (N, out).
+        below: V (N, in).
+        weight: the present W (out, in).
+        bias: the present b (out,), or None.
+        penalties: rho and alpha.
+        affine: the present V W^T + b (N, out), where it is known; computed where left out.
+        products: `inner_products(below)` with ones where there is a bias, where it is known.
+    """
+    rows = below if bias is None else with_ones(below)
+    products = inner_products(rows) if products is None else products
+    residual = u - (F.linear(below, weight, bias) if affine is None else affine)
     identity = torch.eye(rows.shape[1], dtype=u.dtype, device=u.device)
-    system = penalties.alpha * identity + penalties.rho * rows.T @ rows
+    system = penalties.alpha * identity + penalties.rho * products
     # Solved for the change, which is small: in float32 the present weights then lose no digits to the system.
-    change = torch.linalg.solve(system, penalties.rho * rows.T @ (u - rows @ present.T)).T
-    solution = present + change
-    return (solution, None) if bias is None else (solution[:, :-1], solution[:, -1])
+    change = torch.linalg.solve(system, penalties.rho * rows.T @ residual).T
+    if bias is None:
+        return weight + change, None
+    return weight + change[:, :-1], bias + change[:, -1]
 
 
-def bcd_sweep(blocks: Blocks, targets: Tensor, penalties: Penalties) -> Blocks:
+def bcd_sweep(blocks: Blocks, targets: Tensor, penalties: Penalties, *, products: Tensor | None = None) -> Blocks:
     """One sweep from the last layer to the first: V_l, U_l, (W_l, b_l), each at its exact minimum.
 
+    Args:
+        blocks: the present variables.
+        targets: Y (N, out).
+        penalties: weights of the penalties.
+        products: `input_products(blocks)`, which no sweep changes; computed where left out.
+
+    >>> from modulewise.methods.auxiliary.blocks import initial_blocks
     >>> x, y = torch.ones(2, 3), torch.ones(2, 1)
     >>> blocks = initial_blocks(x, (torch.ones(4, 3), torch.ones(1, 4)), (None, None))
     >>> after = bcd_sweep(blocks, y, Penalties())
@@ -175,5 +174,8 @@ def bcd_sweep(blocks: Blocks, targets: Tensor, penalties: Penalties) -> Blocks:
         else:
             v[layer + 1] = hidden_activation(u[layer], u[layer + 1], w[layer + 1], b[layer + 1], penalties)
             u[layer] = hidden_preactivation(v[layer + 1], affine, u[layer], penalties)
-        w[layer], b[layer] = affine_map(u[layer], v[layer], w[layer], b[layer], penalties)
+        known = products if layer == 0 else None
+        w[layer], b[layer] = affine_map(
+            u[layer], v[layer], w[layer], b[layer], penalties, affine=affine, products=known
+        )
     return Blocks(tuple(w), tuple(b), tuple(u), tuple(v))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import MethodError
@@ -10,6 +11,7 @@ from ...method import Family, Locality, Reach, Reference, Solver, SolverMethod
 from ...objective import Loss
 from .bcd_solver import CoordinateSweeps
 from .bcd_updates import Penalties
+from .full_batch_solver import FullBatchSolver
 
 if TYPE_CHECKING:
     from ...partition import Partition
@@ -47,6 +49,7 @@ class BCD(SolverMethod):
     rho: float = 1.0
     alpha: float = 5.0
 
+    full_batch: ClassVar[bool] = True
     family: ClassVar[Family] = Family.AUXILIARY
     locality: ClassVar[Locality] = Locality(Reach.TARGETS)
     references: ClassVar[tuple[Reference, ...]] = (
@@ -60,11 +63,11 @@ class BCD(SolverMethod):
     )
 
     def __post_init__(self) -> None:
-        if min(self.gamma, self.rho, self.alpha) <= 0:
+        if not all(0 < value < inf for value in (self.gamma, self.rho, self.alpha)):
             raise MethodError(
-                f"gamma={self.gamma}, rho={self.rho}, alpha={self.alpha} were given; give numbers above 0"
+                f"gamma={self.gamma}, rho={self.rho}, alpha={self.alpha} were given; give finite numbers above 0"
             )
 
     def solver(self, partition: Partition, *, loss: Loss, seed: int) -> Solver:
         """Sweeps over the partition's linear layers; the loss and the seed play no part."""
-        return CoordinateSweeps(partition, Penalties(gamma=self.gamma, rho=self.rho, alpha=self.alpha))
+        return FullBatchSolver(partition, CoordinateSweeps(Penalties(gamma=self.gamma, rho=self.rho, alpha=self.alpha)))

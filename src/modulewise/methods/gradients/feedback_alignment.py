@@ -5,29 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
+from ...errors import MethodError
 from ...layer_rules import Feedback, FeedbackWeights
 from ...method import Family, Locality, PartwiseMethod, Reach, Reference
 from ...objective import Objective, Site
-from ..reference.backprop import ChainRule
+from .layerwise import chain_rule_with
 
 __all__ = ["FeedbackAlignment"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackAlignment(PartwiseMethod):
-    """Feedback alignment: delta_below = B^T delta in every linear and convolutional layer, B random.
+    """Feedback alignment: delta_below = B^T delta in every linear and convolutional layer, B fixed and random.
 
-    Everything else is backpropagation: parts send the resulting error to the part below, and norms, attention
-    and recurrent layers keep the chain rule.
+    Everything else is backpropagation: parts send the resulting error to the part below, and norms, recurrent
+    layers and the packed projections of nn.MultiheadAttention keep the chain rule (`checks.converted` lists them;
+    attention made of nn.Linear is converted). Entries of B are U(-a, a), a = scale / sqrt(fan_in). B tied to the
+    weights is backpropagation, bit for bit.
 
     Args:
         scale: width of B's distribution, relative to torch's initial weights, > 0.
         feedback: gives B for (layer name, module) at every forward instead of a draw.
 
     Raises:
-        MethodError: scale is not above 0 (raised by `objective`).
+        MethodError: scale is not above 0, or a part has no linear layer or convolution.
 
     References:
         T. P. Lillicrap, D. Cownden, D. B. Tweed, C. J. Akerman, Random synaptic feedback weights support
@@ -55,9 +56,14 @@ class FeedbackAlignment(PartwiseMethod):
         ),
     )
 
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise MethodError(f"scale={self.scale} was given for feedback weights; give a number above 0")
+
     def objective(self, site: Site) -> Objective:
         """The chain rule's share of the part, with feedback weights in its layers."""
-        objective = ChainRule(site)
-        seed = int(torch.randint(2**62, ()))
-        objective.rule = FeedbackWeights(seed=seed, scale=self.scale, feedback=self.feedback)
-        return objective
+
+        def rule(seed: int) -> FeedbackWeights:
+            return FeedbackWeights(seed=seed, scale=self.scale, feedback=self.feedback)
+
+        return chain_rule_with(site, rule, "FeedbackAlignment")

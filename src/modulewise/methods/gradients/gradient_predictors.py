@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import MethodError
 from ...partition.boundary import Boundary
 
-__all__ = ["GradientPredictor", "label_weights"]
+__all__ = ["GradientPredictor", "label_weights", "mapped_labels"]
 
 
 def label_weights(y: Any, *, classes: int, spatial: tuple[int, ...]) -> Tensor:
@@ -40,6 +40,24 @@ def label_weights(y: Any, *, classes: int, spatial: tuple[int, ...]) -> Tensor:
     if y.dim() > 1 and tuple(y.shape[1:]) != spatial:
         return weights.flatten(1, -2).mean(1)
     return weights
+
+
+def mapped_labels(layer: nn.Linear, y: Any, *, classes: int, like: Tensor) -> Tensor:
+    """A linear map of one-hot labels, to add to features (N, *spatial, width).
+
+    Args:
+        layer: classes -> width.
+        y: integer labels, (N,) or (N, *positions).
+        classes: number of classes.
+        like: the features, (N, *spatial, width).
+
+    >>> mapped_labels(nn.Linear(2, 4), torch.tensor([0, 1, 1]), classes=2, like=torch.zeros(3, 5, 5, 4)).shape
+    torch.Size([3, 1, 1, 4])
+    """
+    spatial = tuple(like.shape[1:-1])
+    weights = label_weights(y, classes=classes, spatial=spatial)
+    mapped: Tensor = layer(weights.to(like.device, layer.weight.dtype))
+    return mapped.reshape(len(mapped), *[1] * len(spatial), mapped.shape[-1]) if mapped.dim() == 2 else mapped
 
 
 class GradientPredictor(nn.Module):
@@ -83,12 +101,6 @@ class GradientPredictor(nn.Module):
         axis = 1 if self._images else -1
         a = self.first(h.movedim(self._boundary.channel_axis, axis))
         if self.labels is not None and self._classes is not None:
-            spatial = tuple(a.movedim(axis, -1).shape[1:-1])
-            mapped = self.labels(
-                label_weights(y, classes=self._classes, spatial=spatial).to(h.device, self.labels.weight.dtype)
-            )
-            if mapped.dim() == 2:
-                mapped = mapped.reshape(len(mapped), *[1] * len(spatial), mapped.shape[-1])
-            a = a + mapped.movedim(-1, axis)
+            a = a + mapped_labels(self.labels, y, classes=self._classes, like=a.movedim(axis, -1)).movedim(-1, axis)
         guess: Tensor = self.last(self.hidden(a)).movedim(axis, self._boundary.channel_axis)
         return guess.contiguous()

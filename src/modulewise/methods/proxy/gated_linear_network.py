@@ -57,6 +57,7 @@ class GatedLinearNetwork(SolverMethod):
     """
 
     name: ClassVar[str] = "gln"
+    full_batch: ClassVar[bool] = True
     family: ClassVar[Family] = Family.PROXY
     locality: ClassVar[Locality] = Locality(Reach.STRICT)
     references: ClassVar[tuple[Reference, ...]] = (
