@@ -27,9 +27,10 @@ class LocalDRL(PartwiseMethod):
 
     E[-2 e.(g(f(h + e)) - g(f(h))) + ||g(f(h) + n) - g(f(h))||^2] / (noise^2 P), e, n ~ N(0, noise^2), P positions of h
     (1 for (N, D), H W for images), whose minimum for small noise is where the Jacobian of g_k is the transpose of that
-    of f_k. `rounds` updates on the batch come before any part learns. Then t_K = o - step_size N dL/do on the raw output, t_{k-1} = h_{k-1} + g_k(t_k) - g_k(h_k), and
-    parts minimise ||h_k - t_k||^2 / 2: step_size times the true gradient, as step_size goes to 0. The last part
-    minimises the task loss. Losses are batch means of sums over features.
+    of f_k. `rounds` updates on the batch come before any part learns. Then t_K = o - step_size N dL/do on the raw
+    output, t_{k-1} = h_{k-1} + g_k(t_k) - g_k(h_k), and parts minimise ||h_k - t_k||^2 / 2: step_size times the true
+    gradient, as step_size goes to 0. The last part minimises the task loss. Losses are batch means of sums over
+    features.
 
     Args:
         outputs: number of elements of one sample's output (the classes, in classification), >= 1.
@@ -47,8 +48,9 @@ class LocalDRL(PartwiseMethod):
         scaling difference target propagation by learning backprop targets, ICML 2022, https://arxiv.org/abs/2201.13415
 
     Departs from the paper: the loss is divided by noise^2 and positions, so that one learning rate serves all parts
-    (the published rates, times both, lie between 0.001 and 0.005); noise and rounds are those of all parts (there each part has its own); below pooling the default feedback spreads evenly
-    instead of to the place of the maximum; the last part minimises the task loss instead of ||o - t_K||^2 / 2.
+    (the published rates, times both, lie between 0.001 and 0.005); noise and rounds are those of all parts (there each
+    part has its own); below pooling the default feedback spreads evenly instead of to the place of the maximum; the
+    last part minimises the task loss instead of ||o - t_K||^2 / 2.
 
     >>> LocalDRL(outputs=10).rounds
     5
