@@ -177,7 +177,7 @@ def test_feedback_converges_to_least_squares_and_that_is_the_layer_where_noise_i
     method = NodePerturbation(scale=0.5, draw=signs)
     ours = trainer(model, method, x, rate=0.0, own=0.04, momentum=0.9, loss=squared)
     seen = estimates(ours)
-    for _ in range(800):
+    for _ in range(400):
         ours.step(x, y)
     errors = (2 * (model(x) - LINEAR[y])).detach()
     best = torch.linalg.lstsq(errors, seen[1]).solution

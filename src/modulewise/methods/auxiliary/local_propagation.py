@@ -34,7 +34,7 @@ class LocalPropagation(SolverMethod):
 
     Args:
         iterations: of the saddle-point search in a step, at least K, or 2 K - 1 without damping; default 10.
-        activation_rate: of x, > 0, default 0.06; stable below 2 / (damping (1 + ||df||)^2) or so.
+        activation_rate: of x, > 0, default 0.1; stable below 2 / (damping (1 + ||df||)^2) or so.
         multiplier_rate: of lambda, > 0, default 2; at most about the damping.
         weight_rate: learning rate of the weights, > 0, default 0.0005.
         damping: weight of the quadratic term, >= 0, default 5; 0 is the paper's L, which circles round its saddle.
@@ -74,7 +74,7 @@ class LocalPropagation(SolverMethod):
     )
 
     iterations: int = 10
-    activation_rate: float = 0.06
+    activation_rate: float = 0.1
     multiplier_rate: float = 2.0
     weight_rate: float = 0.0005
     damping: float = 5.0

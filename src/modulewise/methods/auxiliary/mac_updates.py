@@ -4,7 +4,7 @@ Parts f_1..f_K, coordinates z_1..z_{K-1} (N, ...), z_0 = x. With a mean over N s
 
     E = loss(f_K(z_{K-1}), y) + mu/2 sum_{k<K} 1/N sum_n ||z_kn - f_k(z_{k-1,n})||^2
 
-(eq. 3 of the paper, divided by N). A part reads further coordinates where the model has skips.
+(the quadratic-penalty form, divided by N). A part reads further coordinates where the model has skips.
 """
 
 from __future__ import annotations
