@@ -201,7 +201,7 @@ def _judge(trainer: Trainer, influence: Influence) -> LocalityReport:
     if declared.sends_feedback and not signals and parts > 1:
         violations.append(f"no part's signal reaches another: it is {observed.value}, not {declared}")
     if reach in (Reach.GLOBAL, Reach.DELAYED) and signals:
-        trained = [k for k in range(parts - 1) if any(p.requires_grad for p in trainer.partition.part(k).parameters())]
+        trained = _trained(trainer)
         violations += [f"part {k} does not learn from the last part" for k in trained if (parts - 1, k) not in signals]
     return LocalityReport(declared, observed, influence, tuple(violations))
 
@@ -218,7 +218,13 @@ def _observed(trainer: Trainer, signals: set[tuple[int, int]], weights: bool) ->
         return Reach.WINDOW
     if declared.reach in (Reach.TARGETS, Reach.GRADIENTS, Reach.DELAYED):
         return declared.reach
-    return Reach.GLOBAL if all((last, part) in signals for part in range(last)) else Reach.GRADIENTS
+    return Reach.GLOBAL if all((last, part) in signals for part in _trained(trainer)) else Reach.GRADIENTS
+
+
+def _trained(trainer: Trainer) -> list[int]:
+    """The parts before the last with parameters to train: of windows of time the first, which stands for all."""
+    parts = [trainer.partition.part(part) for part in range(len(trainer.partition) - 1)]
+    return [part.index for part in parts if any(p.requires_grad for p in part.parameters())]
 
 
 def _sentence(pair: tuple[int, int], kinds: frozenset[str]) -> str:

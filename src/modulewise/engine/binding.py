@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..layer_rules import DirectFeedback
@@ -47,7 +47,24 @@ def bind(partition: AnyPartition, method: PartwiseMethod, loss: Loss, *, seed: i
 def _of_window(partition: TimePartition, index: int, loss: Loss) -> Loss:
     """The task loss of one window, weighted so that the windows' sum is the mean over all moments."""
     share = partition.lengths[index] / sum(partition.lengths)
-    return (lambda output, y: share * loss(output, y)) if partition.every else loss
+    if not partition.every:
+        return loss
+    if isinstance(loss, nn.Module) and index == len(partition) - 1:
+        return _Share(loss, share)
+    return lambda output, y: share * loss(output, y)
+
+
+class _Share(nn.Module):
+    """A share of a loss that is a module, whose parameters the last window's objective owns."""
+
+    def __init__(self, loss: nn.Module, share: float) -> None:
+        super().__init__()
+        self.loss, self.share = loss, share
+
+    def forward(self, output: Any, y: Any) -> Tensor:
+        """The share."""
+        loss: Tensor = self.share * self.loss(output, y)
+        return loss
 
 
 def _windowed(partition: TimePartition, site: Site, objective: Objective, earlier: Sequence[Objective]) -> Objective:
@@ -115,7 +132,7 @@ def check_phases(objectives: Sequence[Objective], *, accumulate: int) -> None:
 
     Raises:
         MethodError: an objective rehearses or looks ahead, and it or a later one does not wait; or one learns with a
-            delay, and a batch is cut into slices.
+            delay, and looks ahead or a batch is cut into slices.
     """
     for part, objective in enumerate(objectives):
         late = [later for later in range(part, len(objectives)) if not objectives[later].waits]
@@ -126,6 +143,11 @@ def check_phases(objectives: Sequence[Objective], *, accumulate: int) -> None:
             )
         if objective.delay and not objective.waits:
             raise MethodError(f"the objective of part {part} has delay={objective.delay} and does not wait; set waits")
+        if objective.delay and objective.looks_ahead:
+            raise MethodError(
+                f"the objective of part {part} has delay={objective.delay} and looks ahead: what later parts read of "
+                "its batch is gone by then; leave one of the two out"
+            )
         if objective.delay and accumulate > 1:
             raise MethodError(
                 f"accumulate={accumulate} was given and part {part} learns {objective.delay} steps late; leave it at 1"

@@ -50,7 +50,8 @@ class WeightCopies:
 
     def kept(self) -> AbstractContextManager[object]:
         """While this is open, graphs save the copies."""
-        return torch.autograd.graph.saved_tensors_hooks(self._copy, lambda tensor: tensor)
+        # Detached: a node that held its own output would hold itself, and never be let go without a backward.
+        return torch.autograd.graph.saved_tensors_hooks(lambda t: self._copy(t.detach()), lambda tensor: tensor)
 
     @contextmanager
     def lent(self) -> Iterator[None]:

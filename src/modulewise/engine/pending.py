@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
 
 from ..errors import CheckpointError
-from ..partition.tree import map_tensors, tensors
 from .local import LocalEngine
 from .session import Session
 
@@ -19,9 +20,10 @@ def pending_state(engine: LocalEngine) -> dict[str, Tensor]:
     """The batches under way as named tensors, for a checkpoint: inputs and messages, no graph.
 
     Raises:
-        CheckpointError: labels are no tensor.
+        CheckpointError: labels are no tensor, or an input is made of other things than the partition's example.
     """
     state: dict[str, Tensor] = {}
+    example = _leaves(engine.partition.example)
     for index, session in enumerate(engine.pending):
         if not isinstance(session.y, Tensor):
             raise CheckpointError(
@@ -29,9 +31,16 @@ def pending_state(engine: LocalEngine) -> dict[str, Tensor]:
             )
         state[f"{index}/about"] = torch.tensor([session.step, session.views])
         state[f"{index}/y"] = session.y
-        state |= {f"{index}/x/{leaf}": t for leaf, t in enumerate(tensors(session.x))}
+        leaves = _leaves(session.x)
+        if _but_tensors(leaves) != _but_tensors(example):
+            given, expected = (", ".join(some) or "one tensor" for some in (leaves, example))
+            raise CheckpointError(
+                f"an input of {given} waits for a delayed part, the partition's example is of {expected}; only inputs "
+                "like the example can be saved"
+            )
+        state |= {f"{index}/x/{name}": t for name, t in leaves.items() if isinstance(t, Tensor)}
         for part, (fed, _) in session.waiting.items():
-            state |= {f"{index}/fed/{part}/{below}": h.detach() for below, h in fed.items()}
+            state |= {f"{index}/fed/{part}/{b}": h.detach().to(session.dtypes[b]) for b, h in fed.items()}
             state |= {f"{index}/mail/{part}/{sender}": m for sender, m in session.mail.get(part, {}).items()}
             state[f"{index}/waits/{part}"] = torch.tensor(part)
         for part, copies in session.weights.items():
@@ -47,8 +56,10 @@ def restore_pending(engine: LocalEngine, state: Mapping[str, Tensor]) -> None:
     for index in range(count):
         own = {name.partition("/")[2]: t.to(device) for name, t in state.items() if name.startswith(f"{index}/")}
         step, views = own["about"].tolist()
-        leaves = iter([own[f"x/{leaf}"] for leaf in range(sum(name.startswith("x/") for name in own))])
-        x = map_tensors(lambda _, leaves=leaves: next(leaves), engine.partition.example)  # type: ignore[misc]
+        x = tree_map_with_path(
+            lambda path, leaf, own=own: own[f"x/{keystr(path)}"] if isinstance(leaf, Tensor) else leaf,
+            engine.partition.example,
+        )
         session = Session(engine, x, own["y"], views=views, step=step)
         for part in sorted(int(t) for name, t in own.items() if name.startswith("waits/")):
             fed = _numbered(own, f"fed/{part}/")
@@ -57,6 +68,15 @@ def restore_pending(engine: LocalEngine, state: Mapping[str, Tensor]) -> None:
             values = list(_numbered(own, f"weights/{part}/").values())
             session.rejoin(part, fed, values)
         engine.pending.append(session)
+
+
+def _leaves(x: Any) -> dict[str, Any]:
+    """What an input is made of, by where it is."""
+    return {keystr(path): leaf for path, leaf in tree_flatten_with_path(x)[0]}
+
+
+def _but_tensors(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(leaf, Tensor) else leaf for name, leaf in leaves.items()}
 
 
 def _numbered(state: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:

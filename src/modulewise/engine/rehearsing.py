@@ -39,7 +39,8 @@ def _rehearsed(session: Session, part: int, feedback: dict[int, Any]) -> dict[in
             h_out = session.run(part, fed, recomputing=True)
     still = {index: h.detach() for index, h in fed.items()}
     context = session.context(part, still, map_tensors(Tensor.detach, h_out), feedback, {})
-    own = engine.updater.parameters(part, objective.role)
+    owner = 0 if engine.partition.shared else part
+    own = engine.updater.parameters(owner, objective.role)
     for turn in range(objective.rounds):
         set_generators(seed_of(engine.seed, session.micro.draw, part, "rehearse", turn))
         with engine.autocast(session.device):
@@ -47,6 +48,6 @@ def _rehearsed(session: Session, part: int, feedback: dict[int, Any]) -> dict[in
         if signal is not None:
             finite = session.note(part, signal, shows=False)
             session.backward(part, signal, context, (), into=own)
-            engine.updater.update(part, (objective.role,), finite)
+            engine.updater.update(owner, (objective.role,), finite, now=True)
     with engine.autocast(session.device):
         return dict(objective.rehearsed(context))

@@ -65,7 +65,7 @@ class Session:
     def up(self, part: int) -> None:
         """Run a part; let it learn unless it waits for messages."""
         objective = self.engine.objectives[part]
-        fed = {index: self._leaf(index, objective.reads_input_gradient) for index in self.plans[part].reads}
+        fed = {i: self._leaf(self.boundaries[i], objective.reads_input_gradient) for i in self.plans[part].reads}
         keep = not (objective.waits and objective.recompute)
         with torch.set_grad_enabled(keep), self._stale(part) if keep else nullcontext():
             h_out = self.run(part, fed)
@@ -97,7 +97,7 @@ class Session:
     def rejoin(self, part: int, fed: dict[int, Tensor], values: Sequence[Tensor]) -> None:
         """Let a part wait again after a checkpoint; its graph is made anew with the weights it had."""
         objective = self.engine.objectives[part]
-        fed = {index: h.requires_grad_(objective.reads_input_gradient) for index, h in fed.items()}
+        fed = {index: self._leaf(h, objective.reads_input_gradient) for index, h in fed.items()}
         h_out = None
         if not objective.recompute:
             with torch.enable_grad(), self._stale(part, values), self.weights[part].lent():
@@ -120,9 +120,9 @@ class Session:
         self._learn(part, fed, h_out)
         self.weights.pop(part, None)
 
-    def _leaf(self, index: int, reads_gradient: bool) -> Tensor:
+    def _leaf(self, boundary: Tensor, reads_gradient: bool) -> Tensor:
         """A boundary without its graph; in half precision a wide copy, whose gradient is unscaled without underflow."""
-        h = self.boundaries[index].detach()
+        h = boundary.detach()
         if reads_gradient and self.engine.precision is torch.float16:
             h = h.float()
         return h.requires_grad_(reads_gradient)
@@ -245,7 +245,9 @@ class Session:
         if into is None:
             self._rescale(part)
         if roots and into != []:
-            torch.autograd.backward(roots, gradients, retain_graph=keep, inputs=into)
+            # Whatever the backward runs again is run with the weights that its graph was made with.
+            with self.weights[part].lent() if part in self.weights else nullcontext():
+                torch.autograd.backward(roots, gradients, retain_graph=keep, inputs=into)
         if scale is not None:
             for leaf in fed:
                 if leaf.grad is not None:

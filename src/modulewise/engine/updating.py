@@ -133,9 +133,10 @@ class Updater:
         self.scalers.pop(part, None)
 
     def scaler(self, part: int, device: str) -> torch.amp.GradScaler | None:
-        """The gradient scaler of a part, in half precision."""
+        """The gradient scaler of a part, in half precision; one for all windows of time, whose gradients add up."""
         if not self.scaled:
             return None
+        part = 0 if self.partition.shared else part
         if part not in self.scalers:
             self.scalers[part] = torch.amp.GradScaler(device)
         return self.scalers[part]
@@ -153,30 +154,34 @@ class Updater:
             raise NonFiniteLossError(part=part, step=step, stepped=tuple(self._stepped))
         return None
 
-    def update(self, part: int, roles: Sequence[Role], finite: Tensor | None) -> None:
-        """Step a part's optimisers and let its gradients go; or note that they wait for the others."""
+    def update(self, part: int, roles: Sequence[Role], finite: Tensor | None, *, now: bool = False) -> None:
+        """Step a part's optimisers and let its gradients go; or note that they wait for the others, but for `now`."""
         keys = [(part, role) for role in roles if self.optimizer(part, role) is not None]
-        if self.together:
+        if self.together and not now:
             self._waiting += [key for key in keys if key not in self._waiting]
             return
-        self._clip(keys)
-        self._step(keys, finite)
+        self._step(keys, finite, fits=self._clip(keys))
 
-    def _clip(self, keys: Sequence[tuple[int, Role]]) -> None:
+    def _clip(self, keys: Sequence[tuple[int, Role]]) -> bool:
+        """Clip the norm; False where scaled gradients have overflowed, so that clipping has spoilt all of them."""
         if self.clip_norm is None:
-            return
+            return True
+        scaled = False
         for part, role in keys:
             if part in self.scalers and _has_gradients(self.optimizers[part, role]):
                 self.scalers[part].unscale_(self.optimizers[part, role])
-        torch.nn.utils.clip_grad_norm_([p for key in keys for p in self.parameters(*key)], self.clip_norm)
+                scaled = True
+        norm = torch.nn.utils.clip_grad_norm_([p for key in keys for p in self.parameters(*key)], self.clip_norm)
+        return not scaled or bool(norm.isfinite())
 
-    def _step(self, keys: Sequence[tuple[int, Role]], finite: Tensor | None) -> None:
+    def _step(self, keys: Sequence[tuple[int, Role]], finite: Tensor | None, *, fits: bool) -> None:
         scaled = set()
         for part, role in keys:
             optimizer = self.optimizers[part, role]
             if part in self.scalers:
                 if _has_gradients(optimizer):
-                    self.scalers[part].step(optimizer)
+                    if fits:
+                        self.scalers[part].step(optimizer)
                     scaled.add(part)
             elif finite is not None:
                 guarded_step(optimizer, finite)
@@ -197,8 +202,7 @@ class Updater:
             stepped = tuple(part for part in self._stepped if part not in bad)
             raise NonFiniteLossError(part=bad[0], step=step, stepped=stepped)
         if self._waiting:
-            self._clip(sorted(self._waiting))
-            self._step(self._waiting, None)
+            self._step(self._waiting, None, fits=self._clip(sorted(self._waiting)))
         self.reset()
 
     def reset(self) -> None:
@@ -207,8 +211,8 @@ class Updater:
 
     def clear(self) -> None:
         """Drop every gradient, as after an error in mid-step."""
-        for part, objective in enumerate(self.objectives):
-            for role in (Role.PART, objective.role):
+        for part in range(len(self.objectives)):
+            for role in Role:
                 for parameter in self.parameters(part, role):
                     parameter.grad = None
         self.reset()

@@ -36,11 +36,11 @@ class InverseCell(nn.Module):
         self.moments, self.state = nn.Linear(moments, state, bias=False), nn.Linear(state, state)
 
     def forward(self, moments: Tensor, h: Tensor) -> Tensor:
-        """(N, t, ...) and (N, S) -> (N, S)."""
+        """(N, t, ...) and (N, ...) -> (N, ...), the shape of h."""
         flat = moments.flatten(1).to(h.dtype)
         filled = nn.functional.pad(flat, (0, self.moments.in_features - flat.shape[1]))
-        back: Tensor = torch.tanh(self.moments(filled) + self.state(h))
-        return back
+        back: Tensor = torch.tanh(self.moments(filled) + self.state(h.flatten(1)))
+        return back.view_as(h)
 
 
 class _TimeTargeted(Objective):
