@@ -151,6 +151,42 @@ def test_gradients_by_looking_ahead_in_the_phase_are_those_of_backpropagation(re
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("windows", [2, 3])
+def test_windows_of_time_rehearse_their_one_inverse_round_by_round(windows):
+    """Every window but the first has its rounds, and the weights of the network step once, at the end."""
+    x, y = torch.randn(6, 6, 4, generator=torch.Generator().manual_seed(5)), torch.arange(6) % 3
+    layer = seeded(lambda: nn.RNN(4, 5, batch_first=True))
+    partition = mw.TimePartition(mw.models.RecurrentNetwork(layer, outputs=3, every=False), windows=windows, example=x)
+    method = mw.methods.SimplifiedDTP(outputs=3, rounds=4)
+    trainer, asked = mw.Trainer(partition, method, loss=F.cross_entropy, optimizer=plain_sgd), []
+    for role in (mw.Role.PART, mw.Role.FEEDBACK):
+        optimizer = trainer.updater.optimizer(0, role)
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_, role=role: asked.append(
+                (role, any(p.grad is not None for p in parameters(optimizer)))
+            )
+        )
+    trainer.step(x, y)
+    assert asked[:-2] == [(mw.Role.FEEDBACK, True)] * (4 * (windows - 1))
+    assert sorted(asked[-2:]) == [(mw.Role.FEEDBACK, False), (mw.Role.PART, True)]
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+class Late(Rehearsing):
+    def objective(self, site: mw.Site) -> mw.Objective:
+        objective = super().objective(site)
+        objective.delay = 1 - site.last
+        return objective
+
+
+def test_looking_ahead_late_is_refused():
+    with pytest.raises(mw.errors.MethodError, match=r"part 0 has delay=1 and looks ahead"):
+        trainer_of(seeded(perceptron), Late(), ("0", "1"), rows()[0])
+
+
 class Hasty(Rehearsing):
     def objective(self, site: mw.Site) -> mw.Objective:
         objective = super().objective(site)

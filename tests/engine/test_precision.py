@@ -73,7 +73,12 @@ def test_the_forward_runs_in_the_precision_asked_for():
         assert all(p.dtype is torch.float32 for o in trainer.objectives for p in o.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in M.__all__ if n not in ("BCD", "DeeplySupervised", "GatedLinearNetwork")])
+# Wraps another method; takes windows of time, invertible layers, or parts that begin with a layer alone.
+OTHERWISE = ("DeeplySupervised", "SyntheticBPTT", "TargetPropThroughTime", "GaitProp", "NodePerturbation")
+HALVED = [n for n in M.__all__ if n not in OTHERWISE and not issubclass(getattr(M, n), mw.SolverMethod)]
+
+
+@pytest.mark.parametrize("name", HALVED)
 def test_every_method_steps_in_half_precision(name):
     kind = getattr(M, name)
     arguments = {"classes": CLASSES, "outputs": CLASSES, "width": 4}
@@ -150,6 +155,41 @@ def test_clipping_in_half_precision_sees_unscaled_gradients(method):
     trainer.step(x, y)
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(last, before, strict=True)])
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+class Overflow(torch.autograd.Function):
+    """Passes a weight on; its gradient has overflowed."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, to: float) -> Tensor:
+        ctx.to = to
+        return weight.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.full_like(gradient, ctx.to), None
+
+
+class Overflowing(nn.Linear):
+    to = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, Overflow.apply(self.weight, self.to), self.bias)
+
+
+@pytest.mark.parametrize("to", [float("inf"), float("nan")])
+@pytest.mark.parametrize("method", [M.DGL(classes=CLASSES), M.Backprop()], ids=name_of)
+def test_an_overflow_of_one_gradient_spoils_no_other_that_is_clipped_with_it(method, to):
+    """DGL clips a part and its head together, and steps the other parts; backpropagation clips all parts together."""
+    model, (x, y) = nn.Sequential(Overflowing(6, 6), nn.Linear(6, 8), nn.Linear(8, CLASSES)), rows()
+    model[0].to = to
+    trainer = trainer_of(model, method, ("0", "1"), x, precision=torch.float16, clip_norm=1.0)
+    held = [model if isinstance(method, M.Backprop) else model[0], trainer.objectives[0]]
+    before = state(*held)
+    trainer.step(x, y)
+    assert differing(before, state(*held)) == []
+    assert trainer.updater.scalers[0].get_scale() == 2.0**15
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def test_a_loss_that_is_not_finite_stops_a_step_in_half_precision_too():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from collections import defaultdict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import (
+    CLASSES,
     CUTS,
     Residual,
     Skipping,
@@ -23,8 +25,10 @@ from small_networks import (
     trainer_of,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import modulewise as mw
+from modulewise.engine.delaying import WeightCopies
 
 M = mw.methods
 METHODS = pytest.mark.parametrize("method", [M.DDG(), M.FeaturesReplay()], ids=["ddg", "replay"])
@@ -143,6 +147,80 @@ def test_features_replay_keeps_inputs_only_and_ddg_keeps_graphs():
     fed = [h for session in replay.engine.pending for fed, _ in session.waiting.values() for h in fed.values()]
     assert all(h.grad_fn is None for h in fed)
     assert not any(session.weights for session in replay.engine.pending)
+
+
+class Again(nn.Sequential):
+    """Runs itself again in its backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def deep_below(kind: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
+    """Most activations in the first part, which is run again piece by piece where that is asked for."""
+    layers = [layer for _ in range(4) for layer in (nn.Linear(6, 6), nn.Tanh(), nn.Tanh())]
+    return nn.Sequential(kind(*layers), nn.Linear(6, 8), nn.Linear(8, 4))
+
+
+@METHODS
+@pytest.mark.parametrize(("kind", "recompute"), [(nn.Sequential, True), (Again, False)], ids=["ours", "the user's"])
+def test_what_is_recomputed_inside_a_part_is_recomputed_with_the_weights_of_its_graph(method, kind, recompute):
+    models = [seeded(deep_below), seeded(lambda: deep_below(kind))]
+    trained(models[0], method, ("0", "1"))
+    trained(models[1], method, ("0", "1"), recompute=recompute)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_graph_with_copies_is_let_go_without_a_backward():
+    """Batches under way are dropped after an error, by an audit and at the end of training."""
+    layer = nn.Linear(3, 3)
+    with WeightCopies(list(layer.parameters())).kept():
+        h = torch.tanh(layer(torch.ones(2, 3)))
+    held = weakref.ref(h)
+    del h
+    gc.collect()
+    assert held() is None
+
+
+class Two(nn.Module):
+    """Two inputs, one of which may be left out; every later part begins with a sum that rounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        h = self.a(u if v is None else u - 2 * v)
+        for layer in (self.b, self.c):
+            h = layer(1.001 * h + h * h)
+        return h
+
+
+@METHODS
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16], ids=str)
+def test_inputs_by_name_are_resumed_in_any_order_and_any_precision(method, precision, tmp_path):
+    example, models = {"u": rows(8, 0)[0], "v": rows(8, 1)[0]}, []
+    for resumed in (False, True):
+        model = seeded(Two)
+        trainer = trainer_of(model, method, ("a", "b"), example, precision=precision)
+        for step, (x, y) in enumerate(batches()):
+            if resumed and step == 2:
+                trainer.save(tmp_path)
+                model = seeded(Two, seed=8)
+                trainer = trainer_of(model, method, ("a", "b"), example, precision=precision).load(tmp_path)
+            trainer.step({"v": rows(8, step + 50)[0], "u": x}, y)
+        models.append(model)
+    assert differing(state(models[0]), state(models[1])) == []
+
+
+@METHODS
+def test_a_batch_under_way_that_is_made_of_other_inputs_cannot_be_saved(method, tmp_path):
+    x, y = rows()
+    trainer = trainer_of(seeded(Two), method, ("a", "b"), {"u": x})
+    trainer.step({"u": x, "v": x}, y)
+    with pytest.raises(mw.errors.CheckpointError, match=r"input of \['u'\], \['v'\] waits .* example is of \['u'\]"):
+        trainer.save(tmp_path)
 
 
 @METHODS

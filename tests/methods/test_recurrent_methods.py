@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,6 +222,30 @@ def test_with_an_exact_inverse_targets_are_those_of_the_closed_form():
     F.cross_entropy(output, y).backward()
     expected = (0.3 * 5 * output.grad).square().sum() / 5
     assert [float(losses[k]) for k in range(3)] == pytest.approx([float(expected)] * 3, rel=1e-10)
+
+
+class Slots(Recurrent):
+    """Its state is a matrix for every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn, self.head = nn.Linear(3, 3), nn.Linear(6, 4)
+
+    def window(self, moments: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        state = moments.new_zeros(len(moments), 2, 3) if state is None else state
+        for moment in moments.unbind(1):
+            state = torch.tanh(self.turn(state) + moment[:, None])
+        return self.head(state.flatten(1)), state
+
+
+@pytest.mark.parametrize("method", [M.SyntheticBPTT(width=8), M.TargetPropThroughTime()], ids=["bptt", "tptt"])
+def test_a_state_of_several_axes_is_taken(method):
+    torch.manual_seed(3)
+    model = Slots().double()
+    before = copy.deepcopy(model)
+    trainer = trained(model, method)
+    assert sorted(trainer.step(*data())) == [0, 1, 2]
+    assert not torch.equal(model.turn.weight, before.turn.weight)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,47 @@ def test_saved_and_resumed_equals_straight_on(tmp_path):
     assert differing(state(models[0]), state(models[1])) == []
 
 
+class Tempered(nn.Module):
+    """A loss with a temperature that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heat = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, output: Tensor, y: Tensor) -> Tensor:
+        return loss(self.heat * output, y)
+
+
+@EVERY
+def test_the_parameters_of_a_loss_learn_from_all_windows(every):
+    (x, y), given, own = task(every=every), Tempered(), Tempered()
+    model, plain = network(every=every), network(every=every)
+    trainer_of(model, M.Backprop(), 4, x, loss=given).step(x, y)
+    own(plain(x), y).backward()
+    sgd(own.parameters()).step()
+    torch.testing.assert_close(given.heat, own.heat, rtol=1e-12, atol=0)
+    assert given.heat.grad is None
+
+
+def test_windows_have_one_scale_in_half_precision():
+    """A gradient is summed over windows: lowered for one, the scale must be lowered for all."""
+    x, y = task(every=False)
+    models = [network(every=False).float() for _ in range(2)]
+    for model, scale in zip(models, (2.0**16, 2.0**10), strict=True):
+        trainer = trainer_of(model, M.Backprop(), 4, x.float(), precision=torch.float16)
+        trainer.updater.scaler(0, "cpu").load_state_dict({**torch.amp.GradScaler("cpu").state_dict(), "scale": scale})
+        trainer.step(x.float(), y)
+        assert set(trainer.updater.scalers) == {0}
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_an_audit_of_backpropagation_through_time_sees_that_it_is_global():
+    x, y = task(every=False)
+    trainer = trainer_of(network(every=False), M.Backprop(), 3, x)
+    assert str(mw.checks.locality(trainer, x, y)) == "declared global, observed global"
+
+
 def test_windows_are_as_even_as_can_be():
     assert [window_lengths(10, k) for k in (1, 3, 10)] == [[10], [4, 3, 3], [1] * 10]
 

@@ -70,7 +70,9 @@ def first_layer(site: Site) -> tuple[str, nn.Module]:
                 name = ".".join(word for word in (outer, inner) if word)
                 assert site.input is not None
                 inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-                if inputs not in (site.input.channels, site.input.features):
+                # A linear layer on the channels of images reads something pooled.
+                pooled = isinstance(module, nn.Linear) and site.input.spatial and site.input.channel_axis == 1
+                if inputs not in ((site.input.features,) if pooled else (site.input.channels, site.input.features)):
                     raise MethodError(
                         f"part {site.part} reads {site.input.channels} channels and its first layer, {name}, {inputs}; "
                         "learned feedback needs a layer on what enters the part: cut the model right before one"
