@@ -138,26 +138,18 @@ def test_one_part_equals_end_to_end_backpropagation(method):
 def test_every_method_that_ends_in_the_task_loss_is_among_them():
     """All but those that change the last part's layers or loss, and those with an update of their own.
 
-    FA, sign-symmetry, WM and KP change the layers of the last part, TRGL adds its transport there; MAC,
-    OnlineAlternatingMinimisation, LocalPropagation, ADMM, dlADMM, BCD, LiftedNetwork, FenchelLifted, LPOM and GLN
-    have updates of their own.
+    FA, sign-symmetry, WM and KP change the layers of the last part, TRGL adds its transport there; solvers
+    have updates of their own; SyntheticBPTT and TPTT take windows of time alone (tests/partition/test_time_partition).
     """
-    others = {
-        "ADMM",
-        "DlADMM",
+    solvers = {name for name in M.__all__ if issubclass(getattr(M, name), mw.SolverMethod)}
+    others = solvers | {
         "FeedbackAlignment",
         "KolenPollack",
         "SignSymmetry",
         "WeightMirror",
-        "FenchelLifted",
-        "LPOM",
-        "LiftedNetwork",
         "TRGL",
-        "BCD",
-        "GatedLinearNetwork",
-        "MAC",
-        "OnlineAlternatingMinimisation",
-        "LocalPropagation",
+        "SyntheticBPTT",
+        "TargetPropThroughTime",
     }
     assert {type(m).__name__ for m in LOCAL} == set(M.__all__) - others
 

@@ -65,7 +65,7 @@ class Session:
     def up(self, part: int) -> None:
         """Run a part; let it learn unless it waits for messages."""
         objective = self.engine.objectives[part]
-        fed = {i: self._leaf(self.boundaries[i], objective.reads_input_gradient) for i in self.plans[part].reads}
+        fed = {index: self._leaf(index, objective.reads_input_gradient) for index in self.plans[part].reads}
         keep = not (objective.waits and objective.recompute)
         with torch.set_grad_enabled(keep), self._stale(part) if keep else nullcontext():
             h_out = self.run(part, fed)
@@ -97,7 +97,9 @@ class Session:
     def rejoin(self, part: int, fed: dict[int, Tensor], values: Sequence[Tensor]) -> None:
         """Let a part wait again after a checkpoint; its graph is made anew with the weights it had."""
         objective = self.engine.objectives[part]
-        fed = {index: self._leaf(h, objective.reads_input_gradient) for index, h in fed.items()}
+        self.boundaries.update(fed)
+        fed = {index: self._leaf(index, objective.reads_input_gradient) for index in fed}
+        self.boundaries.clear()
         h_out = None
         if not objective.recompute:
             with torch.enable_grad(), self._stale(part, values), self.weights[part].lent():
@@ -120,9 +122,9 @@ class Session:
         self._learn(part, fed, h_out)
         self.weights.pop(part, None)
 
-    def _leaf(self, boundary: Tensor, reads_gradient: bool) -> Tensor:
+    def _leaf(self, index: int, reads_gradient: bool) -> Tensor:
         """A boundary without its graph; in half precision a wide copy, whose gradient is unscaled without underflow."""
-        h = boundary.detach()
+        h = self.boundaries[index].detach()
         if reads_gradient and self.engine.precision is torch.float16:
             h = h.float()
         return h.requires_grad_(reads_gradient)

@@ -76,9 +76,9 @@ class TimePartition:
     Parts share their parameters here, and only here: there is one parameter set and one optimiser, gradients of all
     windows are summed, and it steps once, when the last window has learned. Auxiliary heads of the windows are one
     head as well. With an output for every moment each window adds its own task loss, a mean over its moments, weighted
-    by its share of the sequence, so that the sum over windows is the mean over all. Labels that a loss leaves out (-100)
-    count as moments in these shares, and a window without any other has to have a loss that is finite. A method then
-    decides what crosses a cut backwards: with `Backprop` it is backpropagation through time, exactly.
+    by its share of the sequence, so that the sum over windows is the mean over all. Labels that a loss leaves out
+    (-100) count as moments in these shares, and a window without any other has to have a loss that is finite. A method
+    then decides what crosses a cut backwards: with `Backprop` it is backpropagation through time, exactly.
 
     Args:
         model: a `models.Recurrent`: `window(moments, state) -> (outputs, state)`.

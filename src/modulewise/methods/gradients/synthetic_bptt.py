@@ -83,7 +83,7 @@ class SyntheticBPTT(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """A guess at the end of every window but the last."""
-        if not site.over_time and site.parts > 1:
+        if not site.over_time:
             raise MethodError(
                 f"part {site.part} is no window of time: SyntheticBPTT bridges windows of a recurrent model; give a "
                 "TimePartition, or SyntheticGradients for parts in depth"

@@ -128,7 +128,7 @@ class TargetPropThroughTime(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """Targets for the states of all windows but the last, which minimises the task loss."""
-        if not site.over_time and site.parts > 1:
+        if not site.over_time:
             raise MethodError(
                 f"part {site.part} is no window of time: TargetPropThroughTime sends targets through a recurrent "
                 "model; give a TimePartition, or DifferenceTargetPropagation for parts in depth"
