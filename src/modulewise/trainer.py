@@ -137,8 +137,10 @@ class Trainer:
 
     @property
     def locality(self) -> Locality:
-        """What may influence a part's update: the method's, or `port` where a skip reads an earlier boundary."""
+        """What may influence a part's update: the method's, `port` with skips, at least `gradients` over time."""
         locality = self.method.locality
+        if self.partition.shared and locality.reach in (Reach.STRICT, Reach.WINDOW, Reach.PORT):
+            return Locality(Reach.GRADIENTS)
         return Locality(Reach.PORT) if locality.reach is Reach.STRICT and self.partition.ports else locality
 
     def step(self, x: Any, y: Any, *, views: int = 1) -> dict[int, Tensor]:

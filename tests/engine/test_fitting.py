@@ -24,6 +24,7 @@ from small_networks import (
 from torch import Tensor, nn
 
 import modulewise as mw
+from modulewise.engine.evaluating import correct
 from modulewise.engine.fitting import Epoch
 from modulewise.errors import DataError, MethodError
 from modulewise.schedules import FINAL, Event, Sequential, sequential, simultaneous
@@ -324,3 +325,10 @@ class TestInputs:
         trainer.fit([rows()], epochs=1, schedule=sequential)
         assert trainer.steps == 5
         assert trainer.updater.steps == {0: 3, 1: 3, 2: 3}
+
+
+def test_positions_come_before_classes_where_there_are_as_many_of_both():
+    """(N, T, C) with T = C: the largest logit along the last axis is the class."""
+    y = torch.tensor([[0, 2, 1], [1, 1, 0]])
+    logits = torch.nn.functional.one_hot(y, 3).float()
+    assert bool(correct(logits, y).all())

@@ -152,6 +152,13 @@ def test_an_audit_of_backpropagation_through_time_sees_that_it_is_global():
     assert str(mw.checks.locality(trainer, x, y)) == "declared global, observed global"
 
 
+def test_a_local_method_over_time_says_that_windows_share_what_they_move():
+    x, y = task(every=False)
+    trainer = trainer_of(network(every=False), M.DGL(classes=4), 3, x)
+    assert trainer.locality == mw.Locality(mw.Reach.GRADIENTS)
+    assert mw.checks.locality(trainer, x, y).ok
+
+
 def test_windows_are_as_even_as_can_be():
     assert [window_lengths(10, k) for k in (1, 3, 10)] == [[10], [4, 3, 3], [1] * 10]
 

@@ -42,7 +42,8 @@ def correct(output: Any, y: Any) -> Tensor | None:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or not isinstance(y, Tensor) or y.is_floating_point():
         return None
-    for axis in (1, -1):
+    # Where T = C both axes fit; positions come before classes in (N, T, C).
+    for axis in (-1, 1) if logits.ndim == 3 else (1, -1):
         if logits.ndim == y.ndim + 1 and logits.movedim(axis, -1).shape[:-1] == y.shape:
             return logits.argmax(axis) == y
     return None
