@@ -140,7 +140,13 @@ class Site:
 
 
 class LayerRule(ABC):
-    """How an error passes back through single layers: put in around a part's forward, taken out in a `finally`."""
+    """How an error passes back through single layers: put in around a part's forward, taken out in a `finally`.
+
+    Attributes:
+        compiles: the rule works where the part is compiled; False where it needs what a compiled backward hides.
+    """
+
+    compiles: ClassVar[bool] = True
 
     @abstractmethod
     def installed(self, modules: Iterable[tuple[str, nn.Module]]) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from exact_chains import CLASSES, batch, chain, close, moves, snapshot, trainer
 from torch import Tensor, nn
 
 import modulewise as mw
+from modulewise.checks import recurrent_problem
 from modulewise.errors import MethodError
 from modulewise.methods import Backprop, NodePerturbation
 from modulewise.methods.gradients.node_perturbation_objective import fed_back, perturbation_estimate
@@ -238,3 +239,9 @@ def test_a_part_that_changes_its_input_before_the_first_layer_is_refused():
     model = nn.Sequential(nn.Linear(4, 6).double(), pooled)
     with pytest.raises(MethodError, match=r"part 1 reads 6 channels and its first layer, 1\.1, 3"):
         trainer(model, NodePerturbation(), batch(features=4)[0])
+
+
+def test_windows_of_time_are_refused_when_the_trainer_is_made():
+    problem = recurrent_problem()
+    with pytest.raises(MethodError, match="a window of time begins with its recurrent cell"):
+        mw.Trainer(problem.partition(), NodePerturbation(), loss=F.cross_entropy, optimizer=torch.optim.AdamW)

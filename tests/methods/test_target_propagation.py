@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import modulewise as mw
 from modulewise.errors import MethodError
+from modulewise.methods.objectives import output_tensor
 from modulewise.methods.targets.inverses import TransposedFeedback, last_activation
 from modulewise.methods.targets.output_targets import class_axis, label_distribution
-from modulewise.methods.targets.targets_objective import output_tensor
 from modulewise.partition.boundary import Boundary
 
 M = mw.methods

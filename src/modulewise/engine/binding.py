@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MethodError
-from ..layer_rules import DirectFeedback
 from ..method import Method, PartwiseMethod
 from ..methods.windowed import Windowed
 from ..objective import Loss, Objective, Site
@@ -109,7 +108,7 @@ def check_taps(objectives: Sequence[Objective], *, compile: bool, recompute: boo
     """
     for part, objective in enumerate(objectives):
         rule = objective.rule
-        if rule is not None and (recompute or (compile and isinstance(rule, DirectFeedback))):
+        if rule is not None and (recompute or (compile and not rule.compiles)):
             given, why = (
                 ("recompute=True", "is not there when the part is run again in its backward")
                 if recompute

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,8 @@ class DirectFeedback(LayerwiseRule):
     >>> torch.equal(x.grad, e @ rule.state_dict()["layer"])
     True
     """
+
+    compiles: ClassVar[bool] = False  # a compiled backward does not see the signal pass
 
     def __init__(self, *, seed: int, elements: int, scale: float = 1.0) -> None:
         self._seed, self._elements, self._scale = seed, elements, scale

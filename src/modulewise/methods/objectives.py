@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
+from torch import Tensor, nn
+
+from ..errors import MethodError
 from ..heads import HeadFactory
 from ..losses import Criterion
 from ..objective import Context, Loss, Objective, Signal, Site
 
-__all__ = ["Around", "HeadLoss", "TaskLoss", "classified"]
+__all__ = ["Around", "HeadLoss", "TaskLoss", "classified", "output_tensor"]
 
 
 class TaskLoss(Objective):
@@ -58,6 +61,25 @@ class HeadLoss(Objective):
     def forward(self, context: Context) -> Signal:
         """The criterion on the head's logits."""
         return Signal(loss=self.criterion(self.head(context.h_out), context.labels))
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor whose error or target is sent: the model's raw output itself, or its logits.
+
+    Raises:
+        MethodError: there is neither.
+
+    >>> import torch
+    >>> output_tensor(torch.zeros(2)).shape
+    torch.Size([2])
+    """
+    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(tensor, Tensor):
+        raise MethodError(
+            f"the model returned {type(output).__name__}; an error or a target of the output needs a tensor or an "
+            "output with .logits: wrap the model"
+        )
+    return tensor
 
 
 class Around(Objective):

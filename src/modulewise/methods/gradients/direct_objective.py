@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from ...errors import MethodError
 from ...layer_rules import DirectFeedback, projected_error
 from ...objective import Context, Objective, Signal, Site
+from ..objectives import output_tensor
 
-__all__ = ["OutputError", "Projected", "TargetedTask", "output_tensor", "steered"]
-
-
-def output_tensor(output: Any) -> Tensor:
-    """The tensor whose error is sent: the raw output, or its logits.
-
-    Raises:
-        MethodError: there is none.
-    """
-    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(tensor, Tensor):
-        raise MethodError(
-            f"the model returned {type(output).__name__}; direct feedback alignment needs a tensor or "
-            "an output with .logits: wrap the model"
-        )
-    return tensor
+__all__ = ["OutputError", "Projected", "TargetedTask", "steered"]
 
 
 def steered(h: Tensor, gradient: Tensor) -> Tensor:

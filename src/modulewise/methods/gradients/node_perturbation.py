@@ -36,7 +36,7 @@ class NodePerturbation(PartwiseMethod):
 
     Raises:
         MethodError: scale is not above 0, or (when bound to a partition) a part above the first does not begin with a
-            linear or convolutional layer.
+            linear or convolutional layer, or is a window of time.
 
     References:
         B. J. Lansdell, P. R. Prakash, K. P. Kording, Learning to solve the credit assignment problem, ICLR 2020,
@@ -72,4 +72,9 @@ class NodePerturbation(PartwiseMethod):
 
     def objective(self, site: Site) -> Objective:
         """Learned feedback for every part that reads a boundary; the first one follows what it is sent."""
+        if site.over_time:
+            raise MethodError(
+                "learned feedback takes a linear or convolutional layer on what enters a part, and a window of time "
+                "begins with its recurrent cell; train windows by synthetic-bptt or tptt, or cut the model in depth"
+            )
         return ChainRule(site) if site.input is None else Perturbed(site, scale=self.scale, draw=self.draw)

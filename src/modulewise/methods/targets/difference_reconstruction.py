@@ -14,8 +14,7 @@ from ...losses import sum_squared_error
 from ...losses.rows import widened
 from ...objective import Context, Loss, Objective, Signal, Site
 from ...partition.tree import map_tensors
-from ..objectives import TaskLoss
-from .targets_objective import output_tensor
+from ..objectives import TaskLoss, output_tensor
 
 __all__ = [
     "FeedbackTraining",

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ...errors import MethodError
 from ...losses.rows import without_autocast
 from ...objective import Context, Objective, Signal, Site
-from ..objectives import TaskLoss
+from ..objectives import TaskLoss, output_tensor
 from .invertible import InvertibleLayer, activation_slope, exact_inverse, soft_orthogonality
-from .targets_objective import output_tensor
 
 __all__ = ["Adjusted", "AdjustedTop", "Incremental", "target_below"]
 

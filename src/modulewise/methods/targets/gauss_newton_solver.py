@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...losses.rows import widened, without_autocast
-from .targets_objective import output_tensor
+from ..objectives import output_tensor
 
 __all__ = ["gauss_newton_step", "jacobians"]
 

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import MethodError
 from ...losses import sum_squared_error
 from ...objective import Context, Objective, Role, Signal, Site
-from ..objectives import TaskLoss
+from ..objectives import TaskLoss, output_tensor
 from ..reference.backprop import input_gradients
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "Rule",
     "Targeted",
     "jacobian_matching",
-    "output_tensor",
     "reconstruction",
 ]
 
@@ -75,24 +73,6 @@ def jacobian_matching(
     back = inverse(h_out)
     matched = (e * (inverse(corrupted) - back)).flatten(1).sum(1).mean()
     return (sum_squared_error(inverse(h_out + n), back) - 2 * matched) / (noise**2 * positions)
-
-
-def output_tensor(output: Any) -> Tensor:
-    """The tensor of the model's raw output: itself, or its logits.
-
-    Raises:
-        MethodError: there is neither.
-
-    >>> output_tensor(torch.zeros(2)).shape
-    torch.Size([2])
-    """
-    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(tensor, Tensor):
-        raise MethodError(
-            f"the model returned {type(output).__name__}; a target of the output needs a tensor or an output with "
-            ".logits: wrap the model"
-        )
-    return tensor
 
 
 class OutputTarget(nn.Module, ABC):
