@@ -8,7 +8,7 @@ from torch import nn
 
 from ..models import Shape
 
-__all__ = ["wide_mlp", "wide_mlp_512"]
+__all__ = ["wide_mlp", "wide_mlp_512", "wide_mlp_2000"]
 
 
 def wide_mlp(shape: Shape, classes: int, *, width: int = 1000) -> nn.Sequential:
@@ -34,3 +34,12 @@ def wide_mlp_512(shape: Shape, classes: int) -> nn.Sequential:
     512
     """
     return wide_mlp(shape, classes, width=512)
+
+
+def wide_mlp_2000(shape: Shape, classes: int) -> nn.Sequential:
+    """`wide_mlp` with 2000 hidden units.
+
+    >>> wide_mlp_2000((1, 2, 2), 3).head.in_features
+    2000
+    """
+    return wide_mlp(shape, classes, width=2000)
