@@ -284,3 +284,10 @@ class TestScores:
         partition = Partition(nn.Sequential(nn.Linear(3, 2)), cuts=[], example=torch.randn(2, 3))
         with pytest.raises(PartitionError, match="one part has no hidden one"):
             hidden_features(partition, torch.randn(2, 3))
+
+
+def test_a_delayed_method_is_measured_when_every_part_has_a_batch_to_learn_from():
+    """Delayed gradients then take backpropagation's operations."""
+    experiment = replace(SMALL, methods=("backprop", "ddg"), parts=(4,), model="mlp")
+    whole, delayed = measure(Workshop(experiment), configurations(experiment), repeats=1).values()
+    assert delayed.flops == whole.flops

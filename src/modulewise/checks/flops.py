@@ -26,7 +26,8 @@ def flops(trainer: Trainer, x: Any, y: Any, *, views: int = 1) -> int | None:
     the formulas of `torch.utils.flop_counter`, forward, backward and recomputed; products with vectors, distances of
     all pairs, and factorisations and solutions of linear systems, by the leading terms of Golub and Van Loan, Matrix
     Computations (4th edition, 2013). Not counted is what takes a few operations an element: activations, normalisation,
-    pooling, sums, losses, optimisers, draws, indexing; nor kernels from outside torch's operators.
+    pooling, sums, losses, optimisers, draws, indexing; nor kernels from outside torch's operators. While a part with
+    delayed gradients has no batch to learn from yet, a step does less.
 
     Args:
         trainer: any.

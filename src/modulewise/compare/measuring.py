@@ -187,6 +187,8 @@ def _measured(
     trainer = workshop.trainer(row, seed=0, rate=min(_RATE, workshop.experiment.rate))
     trainer.partition.model.train()
     audit = checks.locality(trainer, *_audited(workshop, row, x, y), views=row.views)
+    for _ in range(max((objective.delay for objective in trainer.objectives), default=0)):
+        trainer.step(x, y, views=row.views)  # so that every part learns in the step that is measured
     kept = workshop.augment is None
     peak, breakdown = _memory(trainer, _pieces(trainer, row, x, y, kept=kept), workshop.device, base=base)
     figures = {
