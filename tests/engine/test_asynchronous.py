@@ -203,14 +203,14 @@ def test_a_run_stopped_after_an_epoch_goes_on_bit_for_bit(tmp_path: Any) -> None
     whole = begun()
     whole.fit(data, epochs=3, schedule=schedule)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(epoch: mw.Epoch) -> None:
         if epoch.epoch == 1:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         begun().fit(data, epochs=3, schedule=schedule, callbacks=[stop], checkpoint=tmp_path)
     resumed = begun().load(tmp_path)
     resumed.fit(data, epochs=3, schedule=schedule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from torch import Tensor
@@ -28,7 +28,7 @@ class Flow:
         most_used: the most uses of one batch by one part.
         dropped: batches that left a buffer unused, by the boundary.
         bytes: what crossed every boundary: packets, labels, ids and x where it is needed.
-        restarts: how often the actor of a part was started again.
+        restarted: parts whose process went on from a checkpoint, since the run began.
         samples: how many samples entered the first buffer, each exactly once.
     """
 
@@ -40,7 +40,7 @@ class Flow:
     most_used: int
     dropped: Mapping[int, int]
     bytes: Mapping[int, int]
-    restarts: Mapping[int, int] = field(default_factory=dict)
+    restarted: tuple[int, ...] = ()
     samples: int = 0
 
 

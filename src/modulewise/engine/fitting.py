@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, DataError, MethodError
 from ..partition.tree import plain, tensors
 from ..schedules import FINAL, Asynchronous, Event, Schedule, Sequential, State, Work
+from .actors.driving import drive
 from .batches import Batch, check_batch
 from .epochs import Epoch, Pass
 from .features import FeatureCache, frozen_boundaries
@@ -146,6 +147,8 @@ def _epochs(
 ) -> Generator[Epoch | None, None, None]:
     """The passes of a schedule, by the engine that runs it."""
     if isinstance(schedule, Asynchronous):
+        if schedule.actors is not None:
+            return drive(trainer, loader, epochs=epochs, schedule=schedule)
         return simulate(trainer, loader, epochs=epochs, schedule=schedule)
     return _loop(trainer, loader, epochs, schedule)
 
