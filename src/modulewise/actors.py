@@ -25,7 +25,7 @@ class Actors:
             are not checkpointed, and one that dies ends the run.
         every: updates of a part between its checkpoints, >= 1; it is saved at the end of every pass as well.
         restarts: how often an actor that has died is started again, >= 0.
-        timeout: seconds in which a part must have finished an update, starting (again) included, > 0; else the run ends
+        timeout: seconds in which a part must have finished an update, starting again included, > 0; else the run ends
             with the part's name.
         share: CPUs that Ray sets aside for a part, 0 for none.
         gpus: GPUs that Ray sets aside for a part, where the model is on one; a fraction lets parts share one.

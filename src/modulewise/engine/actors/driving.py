@@ -29,6 +29,9 @@ __all__ = ["drive"]
 _GLANCE = 0.2
 """Seconds between looks at whether a part hangs."""
 
+_START = 120.0
+"""Seconds in which a process must have started, where `timeout` is less."""
+
 
 def _ray() -> Any:
     try:
@@ -88,7 +91,20 @@ class _Crew:
         worker = ray.remote(max_task_retries=restarts, **options)(Worker)
         self.kept = ray.put(trainer)
         run = uuid4().hex
-        self.workers = [worker.remote(self.kept, part, self.shelves, schedule, run) for part in range(parts)]
+        self.workers = [worker.remote([self.kept], part, self.shelves, schedule, run) for part in range(parts)]
+
+    def muster(self) -> None:
+        """Wait until every part's process is there."""
+        calls = {worker.ready.remote(): part for part, worker in enumerate(self.workers)}
+        ready, late = self.ray.wait(list(calls), num_returns=len(calls), timeout=max(self.settings.timeout, _START))
+        for reference in ready:
+            self._got(reference, calls[reference])
+        if late:
+            raise ActorError(
+                f"the process of part {calls[late[0]]} did not start; has Ray the CPUs and GPUs that parts ask for "
+                f"(share={self.settings.share:g}, gpus={self.settings.gpus:g})?",
+                part=calls[late[0]],
+            )
 
     def end(self) -> None:
         """No actor of this run stays."""
@@ -208,6 +224,7 @@ def drive(
     with started(schedule.actors, parts) as ray:
         crew, made, steps = _Crew(ray, trainer, schedule), [0] * parts, trainer.steps
         try:
+            crew.muster()
             for epoch in range(first, epochs):
                 begun = perf_counter()
                 read: list[int] = []

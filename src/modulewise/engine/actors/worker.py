@@ -45,26 +45,35 @@ class Worker:
     """The Ray actor of one part. Started again, it goes on from its checkpoint, with the batches it had since then.
 
     Args:
-        trainer: the whole trainer; the part's share of it is trained.
+        trainer: a list with the reference of the whole trainer, of which the part's share is trained; the driver alone
+            owns it, and keeps it for restarts.
         part: which part.
         shelves: handles of the exchanges with the buffers that parts read, by part.
         schedule: its wire, and how often to checkpoint.
         run: name of the run, so that no other run's checkpoint is taken up.
     """
 
-    def __init__(self, trainer: Trainer, part: int, shelves: Sequence[Any], schedule: Asynchronous, run: str) -> None:
+    def __init__(
+        self, trainer: Sequence[Any], part: int, shelves: Sequence[Any], schedule: Asynchronous, run: str
+    ) -> None:
+        import ray
+
         assert schedule.actors is not None, "actors run where there are settings for them"
         torch.set_num_threads(schedule.actors.threads)
-        self.trainer, self.part, self.shelves, self.settings = trainer, part, shelves, schedule.actors
-        self.solo = Solo(trainer, part, wire=schedule.wire)
-        self.device = next((p.device for p in trainer.partition.model.parameters()), torch.device("cpu"))
-        self.buffers = {name: b.detach().clone() for name, b in trainer.partition.model.named_buffers()}
-        trainer.partition.model.train()
-        self.base, self.updates, self.tally = trainer.steps, 0, Tally()
+        self.trainer: Trainer = ray.get(trainer[0])
+        self.part, self.shelves, self.settings = part, shelves, schedule.actors
+        self.solo = Solo(self.trainer, part, wire=schedule.wire)
+        model = self.trainer.partition.model.train()
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self.base, self.updates, self.tally = self.trainer.steps, 0, Tally()
         self.run_name, self.restored = run, False
         folder = self.settings.folder
         self.path = None if folder is None else Path(folder) / f"part-{part}.safetensors"
         self._restore()
+
+    def ready(self) -> None:
+        """The process is there."""
 
     def learn(self, epoch: int) -> tuple[Tally, bool]:
         """Learn until the pass is over; what it came to, and whether this process took over from another."""
