@@ -93,6 +93,10 @@ class Schedule(ABC):
         """The state before any work."""
         return State(parts, epochs)
 
+    def passes(self, parts: int) -> int:
+        """How many passes over the data it takes every part to make one."""
+        return 1
+
     @property
     @abstractmethod
     def allows_feedback(self) -> bool:
@@ -139,6 +143,10 @@ class Sequential(Schedule):
     def allows_feedback(self) -> bool:
         """Later parts do not exist yet when a part learns."""
         return False
+
+    def passes(self, parts: int) -> int:
+        """One for each part, since it learns alone."""
+        return parts
 
     def next(self, state: State, event: Event) -> tuple[State, Work | None]:
         """The next batch of this part, then its next epoch, then the next part."""
