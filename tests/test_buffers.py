@@ -84,13 +84,13 @@ def test_an_entry_put_twice_is_there_once_and_a_gap_is_refused() -> None:
         buffer.put(entry(3))
 
 
-def test_a_closed_buffer_gives_every_unused_entry_once_and_none_again() -> None:
+def test_a_closed_buffer_gives_every_unused_entry_once_oldest_first_and_none_again() -> None:
     buffer, _ = filled(3, capacity=3, reuse=5).take()
     buffer, taken = buffer.close(), []
     while buffer.ready:
         buffer, used = buffer.take()
         taken.append(used.version)
-    assert taken == [1, 0]
+    assert taken == [0, 1]
     assert buffer.drained
     with pytest.raises(DataError, match="none ready"):
         buffer.take()

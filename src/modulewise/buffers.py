@@ -107,7 +107,7 @@ class Buffer:
         entries: what is in it, oldest first.
         written: how many entries have been put, which is the version of the next one.
         newest: the latest version that the writer has offered, in the buffer or not; -1 before the first.
-        closed: the writer has ended its pass: every entry is still used once, none again.
+        closed: the writer has ended its pass: every unused entry is still used once, the oldest first, none again.
         dropped: how many entries went without having been used.
 
     Raises:
@@ -177,7 +177,8 @@ class Buffer:
         entries = self._open()
         if not entries:
             raise DataError("an entry was taken from a buffer that has none ready; wait for one")
-        picked = self.policy.pick(entries)
+        # A pass ends on the freshest entry, whatever the policy: the last updates weigh most.
+        picked = (OldestFirst() if self.closed else self.policy).pick(entries)
         used = replace(picked, uses=picked.uses + 1)
         after = (used if entry is picked else entry for entry in self.entries)
         return replace(self, entries=tuple(entry for entry in after if entry.uses < self.reuse)), used
