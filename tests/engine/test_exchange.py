@@ -99,7 +99,7 @@ def test_a_reader_that_comes_back_is_handed_the_same_batches_in_the_same_order()
         assert report.ledger.most_used <= 2
         assert sum(report.ledger.uses.values()) == 4
 
-    asyncio.run(story())
+    asyncio.run(asyncio.wait_for(story(), timeout=20))
 
 
 def test_who_finds_no_room_or_nothing_waits_and_two_that_ask_for_one_number_get_one_entry() -> None:
@@ -125,7 +125,7 @@ def test_who_finds_no_room_or_nothing_waits_and_two_that_ask_for_one_number_get_
         assert (await exchange.take(0, 2))[0].version == 2
         assert await exchange.take(0, 3) is None
 
-    asyncio.run(story())
+    asyncio.run(asyncio.wait_for(story(), timeout=20))
 
 
 def trained() -> mw.Trainer:
