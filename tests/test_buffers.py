@@ -182,6 +182,20 @@ def test_the_clock_is_that_of_a_pipeline_as_slow_as_its_slowest_part() -> None:
         assert [lane.busy for lane in state.lanes.lanes] == [20 * factor for factor in slow_down]
 
 
+def test_staleness_on_the_clock_counts_the_batch_for_which_there_was_no_room() -> None:
+    """Part 1, three times as slow, takes batch n when part 0 has made n + 2: one in the buffer, one in its hands."""
+    schedule, stale = Asynchronous(slow_down=(1.0, 3.0), capacity=1), []
+    state = schedule.start(parts=2, epochs=1)
+    state, work = schedule.next(state, Event.START)
+    while work is not None:
+        if work.part == 1:
+            assert state.lanes is not None
+            stale.append(state.lanes.lanes[1].staleness)
+        out = work.part == 0 and work.batch >= 5
+        state, work = schedule.next(state, Event.EXHAUSTED if out else Event.DONE)
+    assert stale == [0, 1, 1, 1, 0]
+
+
 def test_a_slow_part_holds_the_others_up_unless_batches_may_be_dropped_or_used_again() -> None:
     """Waiting for room, part 0 goes at the pace of part 1; dropping, at its own; part 2 fills its time with reuse."""
     slow = {"slow_down": (1.0, 3.0, 1.0), "capacity": 2}
