@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 import modulewise as mw
 from modulewise.buffers import OldestFirst
-from modulewise.engine.actors.driving import started
+from modulewise.engine.actors.starting import started
 from modulewise.errors import ActorError
 from modulewise.schedules import Actors, Asynchronous, simultaneous
+from modulewise.wires import Packet, Wire
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -76,6 +78,39 @@ class Mortal(nn.Module):
         return h
 
 
+class MortalSGD(torch.optim.SGD):
+    """Ends its process once where its state is read for a checkpoint: of the last part, in the second pass."""
+
+    def __init__(self, parameters: Any, mark: Path, home: int) -> None:
+        super().__init__(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+        self.mark, self.home = mark, home
+
+    def state_dict(self) -> dict[str, Any]:
+        if os.getpid() != self.home and self.param_groups[0]["lr"] < 0.05 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().state_dict()
+
+
+@dataclass(frozen=True)
+class MortalWire(Wire):
+    """As it is; ends the process of the writer once, when it has written so often."""
+
+    mark: Path
+    home: int
+    after: int
+
+    def encode(self, h: Tensor, *, channel_axis: int = 1, memory: Any = None) -> tuple[Packet, Any]:
+        times = int(memory["times"]) if memory else 0
+        if os.getpid() != self.home and times == self.after and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Packet({"h": h}, tuple(h.shape), h.dtype), {"times": torch.tensor(times + 1)}
+
+    def decode(self, packet: Packet) -> Tensor:
+        return packet.tensors["h"]
+
+
 def network(*mortals: nn.Module) -> nn.Module:
     """Two parts with batch normalisation and dropout, each with a place to die at."""
 
@@ -100,18 +135,29 @@ def fresh(model: nn.Module, mode: Any = sgd) -> mw.Trainer:
     return mw.Trainer(partition, method, loss=F.cross_entropy, optimizer=mode, scheduler=halving, seed=4)
 
 
-def test_killed_in_forward_and_in_backward_the_numbers_are_those_of_one_process(tmp_path: Path) -> None:
-    """Both parts die by their process id in a pass; weights, buffers, heads, momenta and rates are bit for bit those
-    of `simultaneous`, every sample entered once, no batch was used twice, and the same object is the trained one."""
+def test_nothing_listens_beyond_the_loopback() -> None:
+    """Ray has no authentication: every listening socket of this process and its children is on 127.0.0.1."""
+    psutil = pytest.importorskip("psutil", reason="lists sockets")
+    me = psutil.Process()
+    sockets = [socket for process in (me, *me.children(recursive=True)) for socket in process.net_connections()]
+    listening = [socket.laddr.ip for socket in sockets if socket.status == "LISTEN"]
+    assert len(listening) >= 3
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_killed_at_four_places_the_numbers_are_those_of_one_process(tmp_path: Path) -> None:
+    """Parts die by their process id in forward, in backward, while sending and while saving: weights, statistics,
+    heads, momenta and rates are those of `simultaneous` bit for bit, every sample entered once, no batch was used
+    twice."""
     plain = fresh(network(nn.Identity(), nn.Identity()))
     plain.fit(batches(9), epochs=2, schedule=simultaneous)
     mortals = Mortal(tmp_path, "first", after=5), Mortal(tmp_path, "second", after=7, backward=True)
-    actors = Actors(folder=tmp_path, every=4, timeout=50, restarts=2)
-    model = network(*mortals)
-    killed = fresh(model)
-    history = killed.fit(batches(9), epochs=2, schedule=Asynchronous(policy=OldestFirst(), actors=actors))
-    assert (tmp_path / "first").exists()
-    assert (tmp_path / "second").exists()
+    actors = Actors(folder=tmp_path, every=4, timeout=50, restarts=3)
+    model, home = network(*mortals), os.getpid()
+    killed = fresh(model, lambda parameters: MortalSGD(parameters, tmp_path / "saving", home))
+    schedule = Asynchronous(policy=OldestFirst(), actors=actors, wire=MortalWire(tmp_path / "sending", home, 11))
+    history = killed.fit(batches(9), epochs=2, schedule=schedule)
+    assert {"first", "second", "sending", "saving"} <= {path.name for path in tmp_path.iterdir()}
     assert history[-1].flow is not None
     assert history[-1].flow.restarted == (0, 1)
     assert [(e.flow.samples, e.flow.most_used, e.flow.updates) for e in history] == [(72, 1, {0: 9, 1: 9})] * 2

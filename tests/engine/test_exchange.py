@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from modulewise.engine.actors.exchange import Exchange
 from modulewise.engine.actors.packing import Flat, flat, kept, opened, packed
 from modulewise.engine.actors.saving import load_part, save_part, state_of, take_state
 from modulewise.engine.alone import Cargo, hollow
-from modulewise.errors import CheckpointError, NonFiniteLossError
+from modulewise.errors import CheckpointError, MethodError, NonFiniteLossError
+from modulewise.schedules import Actors, Asynchronous
 from modulewise.wires import Float8, Int8, Packet
 
 CPU = torch.device("cpu")
@@ -185,6 +187,13 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_and_a_damaged_one_is_refuse
     with pytest.raises(CheckpointError, match="damaged"):
         load_part(path)
     assert load_part(tmp_path / "nothing") is None
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    trainer = trained()
+    with pytest.raises(MethodError, match=r"pip install 'modulewise\[ray\]'"):
+        trainer.fit([images()], epochs=1, schedule=Asynchronous(actors=Actors()))
 
 
 def test_a_loss_that_is_not_finite_says_so_from_another_process() -> None:

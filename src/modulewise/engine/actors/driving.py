@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -12,13 +11,14 @@ from uuid import uuid4
 import torch
 
 from ...buffers import Buffer, Entry, OldestFirst
-from ...errors import ActorError, DataError, MethodError, ModulewiseError
-from ...schedules import Actors, Asynchronous, State
+from ...errors import ActorError, DataError, ModulewiseError
+from ...schedules import Asynchronous, State
 from ..alone import check_alone, loaded
 from ..epochs import Epoch, Flow
 from .exchange import Exchange, Report
 from .packing import Flat, packed
 from .saving import PartState, take_state
+from .starting import started
 from .worker import Tally, Worker
 
 if TYPE_CHECKING:
@@ -31,46 +31,6 @@ _GLANCE = 0.2
 
 _START = 120.0
 """Seconds in which a process must have started, where `timeout` is less."""
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MethodError("actors= needs Ray, which is not installed; pip install 'modulewise[ray]'") from error
-    return ray
-
-
-@contextmanager
-def started(actors: Actors, parts: int) -> Iterator[Any]:
-    """Ray: the one that runs already, a cluster's, or one of our own that ends with the block."""
-    ray = _ray()
-    if ray.is_initialized():
-        yield ray
-        return
-    name, before = "RAY_USAGE_STATS_ENABLED", os.environ.get("RAY_USAGE_STATS_ENABLED")
-    os.environ[name] = "0"
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if actors.address is not None:
-            ray.init(address=actors.address, **quiet)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=actors.cpus or min(parts, os.cpu_count() or 1),
-                object_store_memory=actors.object_store_bytes,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise MethodError(f"Ray could not be started or joined ({str(error).splitlines()[0]})") from error
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 class _Crew:
