@@ -65,7 +65,7 @@ class Work:
         epoch: which pass over the data, counted per part.
         batch: which batch of the pass.
         upstream: which version of the parts below it sees: the index of the batch whose step made it (counted over
-            the pass), or `FINAL`.
+            the pass), or `FINAL`; where parts go at their own pace, the update of the part below that made its input.
     """
 
     part: int
