@@ -29,6 +29,7 @@ __all__ = [
     "recipes_table",
     "rendered",
     "results_table",
+    "slow_down_table",
     "survey_table",
     "tables",
 ]
@@ -41,6 +42,7 @@ SECTION = re.compile(r"(<!-- (?P<name>\w+):begin -->\n).*?(<!-- (?P=name):end --
 HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
 OBJECTIVES = "bench-heads.jsonl"
+SLOW_DOWN = "bench-slow-down.jsonl"
 RECIPES = "recipes.jsonl"
 RECIPE_HEADINGS = (
     *("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs"),
@@ -118,7 +120,7 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
         folder: where `bench-*.jsonl` lie.
         memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
     """
-    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name != OBJECTIVES]
+    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, SLOW_DOWN)]
     rows = [row for path in paths for row in _rows(path)]
     rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
     if not rows:
@@ -150,6 +152,25 @@ def objectives_table(folder: Path) -> str:
     return f"{caption}\n\n{_table(headings, body)}"
 
 
+def slow_down_table(folder: Path) -> str:
+    """Accuracy and throughput where one part is slow, and accuracy against bytes, each beside its reference."""
+    headings = ("case", "quantity", "asynchronous", "reference", "ratio")
+    path = folder / SLOW_DOWN
+    rows = _rows(path) if path.is_file() else []
+    if not rows:
+        return _table(headings, [(NOT_RUN, *[""] * (len(headings) - 1))])
+    first = rows[0]
+    caption = (
+        f"MNIST, {first['samples']} samples, {first['epochs']} passes, {first['device']}, torch "
+        f"{first['versions']['torch']}, seed {first['seed']}:"
+    )
+    body = [
+        (row["case"], row["quantity"], f"{row['value']:.4g}", f"{row['reference']:.4g}", f"{row['ratio']:.3f}")
+        for row in rows
+    ]
+    return f"{caption}\n\n{_table(headings, body)}"
+
+
 def _benchmarks(rows: Sequence[dict[str, Any]], *, memory: bool) -> str:
     text = bytes_text if memory else seconds_text
     heads = any(HEADS in row for row in rows)
@@ -177,6 +198,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "objectives": lambda: objectives_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
+        "slow_down": lambda: slow_down_table(RESULTS),
     }
 
 

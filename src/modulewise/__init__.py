@@ -4,7 +4,7 @@ A user brings any `nn.Module`; modulewise cuts it into parts, gives each part it
 one after another or side by side. See `Partition`, `Trainer` and the methods in `modulewise.methods`.
 """
 
-from . import balance, checks, data, heads, losses, metering, methods, models, schedules
+from . import balance, buffers, checks, data, heads, losses, metering, methods, models, schedules, wires
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
 from .engine.fitting import Epoch
@@ -44,6 +44,7 @@ __all__ = [
     "TimePartition",
     "Trainer",
     "balance",
+    "buffers",
     "checks",
     "data",
     "ensemble",
@@ -54,4 +55,5 @@ __all__ = [
     "methods",
     "models",
     "schedules",
+    "wires",
 ]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .engine.pending import pending_state, restore_pending
+from .engine.plainly import decoded, encoded
 from .errors import CheckpointError
 from .objective import Role
 from .schedules import State
@@ -31,7 +32,6 @@ __all__ = ["describe", "restore", "write"]
 FORMAT = 2
 LATEST = "latest"
 NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
-ITEMS = "items with keys that are no words"
 
 
 def describe(value: Any) -> Any:
@@ -54,22 +54,6 @@ def describe(value: Any) -> Any:
     if hasattr(value, "func"):
         return {"function": describe(value.func), "with": describe(value.keywords)}
     return type(value).__name__ if hasattr(value, "__dict__") else str(value)
-
-
-def _encoded(value: Any) -> Any:
-    """Plain data as JSON that keeps integer keys (a scheduler's milestones) apart from words."""
-    if isinstance(value, dict):
-        if all(isinstance(key, str) for key in value):
-            return {key: _encoded(item) for key, item in value.items()}
-        return {ITEMS: [[key, _encoded(item)] for key, item in value.items()]}
-    return [_encoded(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, dict):
-        items = value[ITEMS] if ITEMS in value else value.items()
-        return {key: _decoded(item) for key, item in items}
-    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def _identity(trainer: Trainer) -> dict[str, Any]:
@@ -125,7 +109,7 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
             for index, entry in state["state"].items()
         }
         kind = type(optimizer).__qualname__
-        optimizers[_key(part, role)] = _encoded({"kind": kind, "groups": state["param_groups"], "numbers": numbers})
+        optimizers[_key(part, role)] = encoded({"kind": kind, "groups": state["param_groups"], "numbers": numbers})
     progress = trainer.progress
     return {
         "format": FORMAT,
@@ -134,9 +118,9 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
         "updates": {str(part): count for part, count in trainer.updater.steps.items()},
         "progress": None if progress is None else vars(progress) | {},
         "optimizers": optimizers,
-        "schedulers": {_key(*key): _encoded(s.state_dict()) for key, s in trainer.updater.schedulers.items()},
+        "schedulers": {_key(*key): encoded(s.state_dict()) for key, s in trainer.updater.schedulers.items()},
         "scalers": {str(part): scaler.state_dict() for part, scaler in trainer.updater.scalers.items()},
-        "loader": _encoded(loader.state_dict()) if hasattr(loader, "state_dict") else None,
+        "loader": encoded(loader.state_dict()) if hasattr(loader, "state_dict") else None,
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
@@ -247,7 +231,7 @@ def _apply(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, dict[str,
     trainer.updater.steps = {int(part): count for part, count in facts["updates"].items()}
     trainer.progress = None if facts["progress"] is None else State(**facts["progress"])
     if loader is not None and facts["loader"] is not None:
-        loader.load_state_dict(_decoded(facts["loader"]))
+        loader.load_state_dict(decoded(facts["loader"]))
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -260,7 +244,7 @@ def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[s
         del updater.optimizers[stale]
         updater.schedulers.pop(stale, None)
     for key, given in facts["optimizers"].items():
-        saved = _decoded(given)
+        saved = decoded(given)
         part, role = key.split("/")
         optimizer = updater.optimizer(int(part), Role(role))
         if optimizer is None:
@@ -279,7 +263,7 @@ def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[s
         setattr(optimizer, "_opt_called", True)  # noqa: B010
     for key, state in facts["schedulers"].items():
         part, role = key.split("/")
-        updater.schedulers[int(part), Role(role)].load_state_dict(_decoded(state))
+        updater.schedulers[int(part), Role(role)].load_state_dict(decoded(state))
     updater.scalers = {part: scaler for part, scaler in updater.scalers.items() if str(part) in facts["scalers"]}
     first = next(trainer.partition.model.parameters(), None)
     for part, state in facts["scalers"].items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 __all__ = [
+    "ActorError",
     "CheckpointError",
     "DataError",
     "MethodError",
@@ -36,6 +38,18 @@ class CheckpointError(ModulewiseError):
     """A checkpoint is missing, damaged or belongs to another experiment."""
 
 
+class ActorError(ModulewiseError):
+    """The process of a part died too often, hung or failed.
+
+    Attributes:
+        part: index of the part.
+    """
+
+    def __init__(self, message: str, *, part: int) -> None:
+        super().__init__(message)
+        self.part = part
+
+
 class NonFiniteLossError(ModulewiseError, ArithmeticError):
     """A part's loss is not finite; its weights have not been touched.
 
@@ -52,6 +66,10 @@ class NonFiniteLossError(ModulewiseError, ArithmeticError):
             f"stepped: {done}; lower the learning rate, clip gradients or inspect this batch"
         )
         self.part, self.step, self.stepped = part, step, stepped
+
+    def __reduce__(self) -> tuple[Callable[..., NonFiniteLossError], tuple[()]]:
+        """From one process to another."""
+        return partial(type(self), part=self.part, step=self.step, stepped=self.stepped), ()
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -205,6 +205,8 @@ class Objective(nn.Module, ABC):
             with a copy of the weights it was made with.
         rule: how errors pass back through the layers of this part; None for the chain rule.
         taps: names of modules inside this part whose input and output the objective reads in `context.taps`.
+        reads_x: the objective reads `context.x`, so that it must be sent along where parts learn apart; False saves
+            the way.
     """
 
     role: ClassVar[Role] = Role.HEAD
@@ -218,6 +220,7 @@ class Objective(nn.Module, ABC):
     delay: int = 0
     rule: LayerRule | None = None
     taps: tuple[str, ...] = ()
+    reads_x: bool = True
 
     @property
     def talks(self) -> bool:

@@ -168,7 +168,7 @@ def schedule(word: str) -> Schedule:
     Raises:
         MethodError: unknown.
     """
-    words = {"simultaneous": schedules.simultaneous, "sequential": schedules.sequential}
+    words = {word: getattr(schedules, word) for word in ("simultaneous", "sequential", "asynchronous")}
     if word not in words:
         raise MethodError(f"unknown schedule {word!r}{suggest(word, words)}; expected one of {', '.join(words)}")
     return words[word]

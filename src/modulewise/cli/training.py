@@ -110,7 +110,7 @@ def _train(experiment: Experiment, folder: Folder, watchers: list[Watcher]) -> N
     checkpoint = folder.path / "checkpoint"
     if (checkpoint / "latest").exists():
         trainer.load(checkpoint, loader=loader)
-    passes = experiment.epochs * (1 if row.order.allows_feedback else row.parts)
+    passes = experiment.epochs * row.order.passes(row.parts)
     for watcher in watchers:
         watcher.begin(rows=0, runs=1, finished=0)
         watcher.start(one, batches=passes * len(loader))

@@ -49,7 +49,7 @@ class Aligning:
 
     def __init__(self, workshop: Workshop, trainer: Trainer, row: Configuration) -> None:
         self._workshop, self._trainer, self._row = workshop, trainer, row
-        passes = workshop.experiment.epochs * (1 if row.order.allows_feedback else row.parts)
+        passes = workshop.experiment.epochs * row.order.passes(row.parts)
         self._moments = moments(passes, once=row.full_batch)
         if isinstance(trainer.method, Backprop | Checkpointed):
             self._moments = frozenset()

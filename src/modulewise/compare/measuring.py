@@ -74,7 +74,7 @@ class _Piece:
 
 def _pieces(trainer: Trainer, row: Configuration, x: Tensor, y: Tensor, *, kept: bool) -> Iterator[_Piece]:
     """The pieces of one step; where features are kept, those that a sequential part reads are made beforehand."""
-    if row.order.allows_feedback:
+    if row.order.passes(row.parts) == 1:
         yield _Piece(lambda: trainer.step(x, y, views=row.views), (x, y), None)
         return
     for part in range(len(trainer.partition)):

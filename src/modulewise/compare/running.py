@@ -199,7 +199,7 @@ def _train(workshop: Workshop, one: Run, figures: Measurement, key: str, watcher
     row, experiment, error = one.configuration, workshop.experiment, None
     trainer = workshop.trainer(row, seed=one.seed)
     loader = workshop.loader(row, seed=one.seed)
-    passes = experiment.epochs * (1 if row.order.allows_feedback else row.parts)
+    passes = experiment.epochs * row.order.passes(row.parts)
     for watcher in watchers:
         watcher.start(one, batches=passes * len(loader))
     history = History(workshop, trainer, one, watchers, aligning=Aligning(workshop, trainer, row))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -14,54 +14,17 @@ from torch import Tensor
 
 from ..errors import CheckpointError, DataError, MethodError
 from ..partition.tree import plain, tensors
-from ..schedules import FINAL, Event, Schedule, Sequential, State, Work
+from ..schedules import FINAL, Asynchronous, Event, Schedule, Sequential, State, Work
+from .actors.driving import drive
 from .batches import Batch, check_batch
-from .evaluating import Evaluation
+from .epochs import Epoch, Pass
 from .features import FeatureCache, frozen_boundaries
+from .simulating import simulate
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
 __all__ = ["Epoch", "run_schedule"]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the data came to.
-
-    Args:
-        epoch: index of the pass.
-        part: the part in training, or None where all were.
-        losses: mean loss of every part that learned; of a pass resumed from a checkpoint, over the batches since then.
-        seconds: wall time of the pass, validation apart.
-        steps: training steps so far.
-        validation: loss and accuracy on the validation batches, if given; with a part in training, of the whole model
-            as it is.
-    """
-
-    epoch: int
-    part: int | None
-    losses: dict[int, float]
-    seconds: float
-    steps: int
-    validation: Evaluation | None = None
-
-
-class _Pass:
-    """Sums of one pass."""
-
-    def __init__(self) -> None:
-        self.started = perf_counter()
-        self.sums: dict[int, Tensor] = {}
-        self.counts: Counter[int] = Counter()
-
-    def add(self, losses: dict[int, Tensor]) -> None:
-        self.counts.update(losses.keys())
-        for part, loss in losses.items():
-            self.sums[part] = self.sums[part] + loss if part in self.sums else loss.clone()
-
-    def mean(self) -> dict[int, float]:
-        return {part: float(total) / self.counts[part] for part, total in sorted(self.sums.items())}
 
 
 class _Fit:
@@ -150,23 +113,28 @@ def run_schedule(
 ) -> list[Epoch]:
     """See `Trainer.fit`."""
     _check(trainer, schedule, epochs)
+    if every is not None and isinstance(schedule, Asynchronous):
+        raise MethodError(
+            f"every={every} was given: under an asynchronous schedule batches are under way between passes' ends, and "
+            "the trainer is saved there; leave it out (actors checkpoint within a pass: Actors(folder=, every=))"
+        )
     modes = [(module, module.training) for module in trainer.partition.model.modules()]
     trainer.partition.model.train()
     try:
-        loop = _loop(trainer, loader, epochs, schedule)
         history: list[Epoch] = []
-        for epoch in loop:
-            if epoch is None:
-                if checkpoint is not None and every is not None and trainer.steps % every == 0:
+        with closing(_epochs(trainer, loader, epochs, schedule)) as loop:
+            for epoch in loop:
+                if epoch is None:
+                    if checkpoint is not None and every is not None and trainer.steps % every == 0:
+                        trainer.save(checkpoint, loader=loader)
+                    continue
+                if validate is not None:
+                    epoch = replace(epoch, validation=trainer.evaluate(validate))
+                history.append(epoch)
+                if checkpoint is not None and every is None:
                     trainer.save(checkpoint, loader=loader)
-                continue
-            if validate is not None:
-                epoch = replace(epoch, validation=trainer.evaluate(validate))
-            history.append(epoch)
-            if checkpoint is not None and every is None:
-                trainer.save(checkpoint, loader=loader)
-            for callback in callbacks:
-                callback(epoch)
+                for callback in callbacks:
+                    callback(epoch)
         return history
     finally:
         trainer.progress = None
@@ -174,20 +142,33 @@ def run_schedule(
             module.training = mode
 
 
-def _loop(trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule) -> Iterator[Epoch | None]:
+def _epochs(
+    trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule
+) -> Generator[Epoch | None, None, None]:
+    """The passes of a schedule, by the engine that runs it."""
+    if isinstance(schedule, Asynchronous):
+        if schedule.actors is not None:
+            return drive(trainer, loader, epochs=epochs, schedule=schedule)
+        return simulate(trainer, loader, epochs=epochs, schedule=schedule)
+    return _loop(trainer, loader, epochs, schedule)
+
+
+def _loop(
+    trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule
+) -> Generator[Epoch | None, None, None]:
     """Yield None after every step and an `Epoch` after every pass; `trainer.progress` says where it stands."""
     fit = _Fit(trainer, loader, schedule)
     state = schedule.start(parts=len(trainer.partition), epochs=epochs)
     if trainer.progress is not None:
         state = replace(trainer.progress, epochs=epochs)
     state, work = schedule.next(state, Event.START)
-    sums = _Pass()
+    sums = Pass()
     batches: Iterator[tuple[Tensor | None, Any, Any]] | None = None
     if work is not None and work.batch > 0:
         batches = fit.rest(work)
     while work is not None:
         if batches is None:
-            batches, sums = fit.batches(work), _Pass()
+            batches, sums = fit.batches(work), Pass()
         item = next(batches, None)
         if item is None:
             if work.batch == 0:
@@ -208,7 +189,7 @@ def _step(
     state: State,
     work: Work,
     item: tuple[Tensor | None, Any, Any],
-    sums: _Pass,
+    sums: Pass,
 ) -> tuple[State, Work | None]:
     """All work on one batch."""
     if trainer.solver is not None:
@@ -231,7 +212,7 @@ def _step(
     return state, current
 
 
-def _end(trainer: Trainer, work: Work, following: Work | None, sums: _Pass) -> Epoch:
+def _end(trainer: Trainer, work: Work, following: Work | None, sums: Pass) -> Epoch:
     """Close a pass: learning rates move; a part that is final lets its optimiser go."""
     alone = work.upstream == FINAL
     for part in [work.part] if alone else range(len(trainer.partition)):

@@ -26,6 +26,8 @@ class TaskLoss(Objective):
     tensor(1.)
     """
 
+    reads_x = False
+
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
@@ -47,6 +49,8 @@ class HeadLoss(Objective):
     >>> HeadLoss(nn.Identity(), torch.nn.functional.mse_loss)(context).loss
     tensor(1.)
     """
+
+    reads_x = False
 
     def __init__(self, head: nn.Module, criterion: Criterion) -> None:
         super().__init__()
@@ -92,7 +96,7 @@ class Around(Objective):
     def __init__(self, inner: Objective) -> None:
         super().__init__()
         self.inner = inner
-        self.rule, self.taps = inner.rule, inner.taps
+        self.rule, self.taps, self.reads_x = inner.rule, inner.taps, inner.reads_x
 
     @property
     def classifier(self) -> nn.Module | None:

@@ -27,6 +27,8 @@ class LocalSignal(Objective):
         features: bound on the inputs of the prediction's linear layer.
     """
 
+    reads_x = False
+
     def __init__(
         self, site: Site, *, targets: LabelTargets, beta: float, alpha: float, reconstruct: bool, features: int
     ) -> None:

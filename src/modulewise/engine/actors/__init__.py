@@ -1,0 +1,1 @@
+"""An asynchronous schedule on Ray: one actor a part, batches in buffers that outlive them."""
