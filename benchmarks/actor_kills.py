@@ -1,6 +1,6 @@
 """Fifty random kills of parts on Ray, one after another: at the end the numbers are those of one undisturbed process.
 
-    python -m benchmarks.kills --kills 50     # about six minutes on two idle cores
+    python -m benchmarks.actor_kills --kills 50     # about six minutes on two idle cores
 
 Parts train at lag 0 (a queue, every batch once); a thread kills the process of a random part at random moments, by the
 id that the part's own forward has written down. Ends with 1 where a single bit differs.
