@@ -23,7 +23,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from enum import Enum
 
-__all__ = ["FINAL", "Event", "Schedule", "Sequential", "Simultaneous", "State", "Work", "sequential", "simultaneous"]
+__all__ = [
+    "FINAL",
+    "Event",
+    "Pipelined",
+    "Schedule",
+    "Sequential",
+    "Simultaneous",
+    "State",
+    "Work",
+    "pipelined",
+    "sequential",
+    "simultaneous",
+]
 
 FINAL = -1
 """The upstream version "final": the parts below are frozen as they ended."""
@@ -57,21 +69,31 @@ class Work:
 
 @dataclass(frozen=True)
 class State:
-    """Where a schedule is."""
+    """Where a schedule is.
+
+    Args:
+        parts: the part after the last one; K where one process trains them all.
+        epochs: passes over the data.
+        part: the next part.
+        epoch: the present pass.
+        batch: the present batch of the pass.
+        first: the lowest part; above 0 where another rank trains the parts below.
+    """
 
     parts: int
     epochs: int
     part: int = 0
     epoch: int = 0
     batch: int = 0
+    first: int = 0
 
 
 class Schedule(ABC):
     """A state machine over (part, batch) pairs."""
 
-    def start(self, *, parts: int, epochs: int) -> State:
-        """The state before any work."""
-        return State(parts, epochs)
+    def start(self, *, parts: int, epochs: int, first: int = 0) -> State:
+        """The state before any work on parts first .. parts - 1."""
+        return State(parts, epochs, part=first, first=first)
 
     @property
     @abstractmethod
@@ -94,14 +116,54 @@ class Simultaneous(Schedule):
 
     def next(self, state: State, event: Event) -> tuple[State, Work | None]:
         """The next part of this batch, then the next batch, then the next epoch."""
-        if event is Event.DONE:
-            last = state.part == state.parts - 1
-            state = replace(state, part=0 if last else state.part + 1, batch=state.batch + last)
-        elif event is Event.EXHAUSTED:
-            state = replace(state, part=0, batch=0, epoch=state.epoch + 1)
-        if state.epoch >= state.epochs:
-            return state, None
-        return state, Work(state.part, state.epoch, state.batch, state.batch)
+        return _upwards(state, event)
+
+
+@dataclass(frozen=True)
+class Pipelined(Schedule):
+    """Every rank takes its own parts through every batch, as soon as the parts below have let the batch go (lag 0).
+
+    Each batch sees the upstream parts as the simultaneous schedule shows them, so that the numbers are the same; what
+    differs is that the ranks are in different batches at once. On one rank the two are one.
+
+    Args:
+        depth: batches that a boundary may be ahead of the part that reads it, on each side of the wire, >= 1; 2 lets
+            the next one arrive while the present one is worked on.
+
+    The work of the rank with parts 2 and 3:
+
+    >>> state, event = pipelined.start(parts=4, epochs=1, first=2), Event.START
+    >>> for _ in range(3):
+    ...     state, work = pipelined.next(state, event)
+    ...     print(work.batch, work.part)
+    ...     event = Event.DONE
+    0 2
+    0 3
+    1 2
+    """
+
+    depth: int = 2
+
+    @property
+    def allows_feedback(self) -> bool:
+        """Later parts run in the same step, on this rank or on another."""
+        return True
+
+    def next(self, state: State, event: Event) -> tuple[State, Work | None]:
+        """The next own part of this batch, then the next batch, then the next epoch."""
+        return _upwards(state, event)
+
+
+def _upwards(state: State, event: Event) -> tuple[State, Work | None]:
+    """Batch by batch, the lowest part first."""
+    if event is Event.DONE:
+        last = state.part == state.parts - 1
+        state = replace(state, part=state.first if last else state.part + 1, batch=state.batch + last)
+    elif event is Event.EXHAUSTED:
+        state = replace(state, part=state.first, batch=0, epoch=state.epoch + 1)
+    if state.epoch >= state.epochs:
+        return state, None
+    return state, Work(state.part, state.epoch, state.batch, state.batch)
 
 
 @dataclass(frozen=True)
@@ -134,4 +196,5 @@ class Sequential(Schedule):
 
 
 simultaneous = Simultaneous()
+pipelined = Pipelined()
 sequential = Sequential()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -59,6 +59,9 @@ class _Pass:
         self.counts.update(losses.keys())
         for part, loss in losses.items():
             self.sums[part] = self.sums[part] + loss if part in self.sums else loss.clone()
+
+    def seconds(self) -> float:
+        return perf_counter() - self.started
 
     def mean(self) -> dict[int, float]:
         return {part: float(total) / self.counts[part] for part, total in sorted(self.sums.items())}
@@ -152,15 +155,15 @@ def run_schedule(
     _check(trainer, schedule, epochs)
     modes = [(module, module.training) for module in trainer.partition.model.modules()]
     trainer.partition.model.train()
+    loop = trainer.passes(loader, epochs, schedule, validate) or _loop(trainer, loader, epochs, schedule)
     try:
-        loop = _loop(trainer, loader, epochs, schedule)
         history: list[Epoch] = []
         for epoch in loop:
             if epoch is None:
                 if checkpoint is not None and every is not None and trainer.steps % every == 0:
                     trainer.save(checkpoint, loader=loader)
                 continue
-            if validate is not None:
+            if validate is not None and epoch.validation is None:
                 epoch = replace(epoch, validation=trainer.evaluate(validate))
             history.append(epoch)
             if checkpoint is not None and every is None:
@@ -169,12 +172,15 @@ def run_schedule(
                 callback(epoch)
         return history
     finally:
+        loop.close()
         trainer.progress = None
         for module, mode in modes:
             module.training = mode
 
 
-def _loop(trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule) -> Iterator[Epoch | None]:
+def _loop(
+    trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule
+) -> Generator[Epoch | None, None, None]:
     """Yield None after every step and an `Epoch` after every pass; `trainer.progress` says where it stands."""
     fit = _Fit(trainer, loader, schedule)
     state = schedule.start(parts=len(trainer.partition), epochs=epochs)
@@ -238,5 +244,4 @@ def _end(trainer: Trainer, work: Work, following: Work | None, sums: _Pass) -> E
         trainer.updater.epoch_end(part)
         if alone and (following is None or following.part != part):
             trainer.updater.release(part)
-    seconds = perf_counter() - sums.started
-    return Epoch(work.epoch, work.part if alone else None, sums.mean(), seconds, trainer.steps)
+    return Epoch(work.epoch, work.part if alone else None, sums.mean(), sums.seconds(), trainer.steps)

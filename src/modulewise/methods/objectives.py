@@ -26,6 +26,9 @@ class TaskLoss(Objective):
     tensor(1.)
     """
 
+    reads_x = False
+    per_sample = True
+
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
@@ -47,6 +50,9 @@ class HeadLoss(Objective):
     >>> HeadLoss(nn.Identity(), torch.nn.functional.mse_loss)(context).loss
     tensor(1.)
     """
+
+    reads_x = False
+    per_sample = True
 
     def __init__(self, head: nn.Module, criterion: Criterion) -> None:
         super().__init__()
@@ -93,6 +99,7 @@ class Around(Objective):
         super().__init__()
         self.inner = inner
         self.rule, self.taps = inner.rule, inner.taps
+        self.reads_x, self.per_sample = inner.reads_x, inner.per_sample
 
     @property
     def classifier(self) -> nn.Module | None:

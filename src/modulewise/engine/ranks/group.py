@@ -1,0 +1,147 @@
+"""The process group of a trainer: joined or made, checked for agreement, and ended where it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ...errors import RankError
+from .packets import bytes_of
+
+__all__ = ["Group", "agree", "digest", "join"]
+
+
+class Group:
+    """All ranks of a run.
+
+    Args:
+        settings_timeout: seconds before a collective call fails.
+        device: of the model on this rank.
+        made: whether the default process group is ours to end.
+
+    Attributes:
+        rank: this process.
+        world: how many there are.
+        packets: the gloo group that host tensors and small facts travel in.
+        direct: the default group, where it carries the accelerator's tensors; None where they go by the host.
+    """
+
+    def __init__(self, *, timeout: float, device: torch.device, made: bool) -> None:
+        self.rank, self.world, self.made = dist.get_rank(), dist.get_world_size(), made
+        # A group of our own: with our time-out, and with gloo where the user's has NCCL alone.
+        self.packets: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        nccl = device.type == "cuda" and "nccl" in str(dist.get_backend_config())
+        self.direct: Any = dist.group.WORLD if nccl else None
+        self.device = device
+        self._open = True
+
+    def facts(self, own: Any) -> list[Any]:
+        """What every rank has to say, by rank; plain data.
+
+        Raises:
+            RankError: a rank did not answer in time, or has stopped.
+        """
+        found: list[Any] = [None] * self.world
+        try:
+            dist.all_gather_object(found, own, group=self.packets)
+        except RuntimeError as error:
+            raise self._failed("all ranks at a common point", error) from error
+        return found
+
+    def broadcast(self, tensor: Tensor, *, source: int) -> None:
+        """Overwrite a tensor with that of another rank.
+
+        Raises:
+            RankError: the other rank did not send it in time, or has stopped.
+        """
+        if tensor.numel() == 0:
+            return
+        host = tensor.detach().to("cpu", copy=True).contiguous()
+        try:
+            dist.broadcast(bytes_of(host), source, group=self.packets)
+        except RuntimeError as error:
+            raise self._failed(f"the state of rank {source}", error) from error
+        if source != self.rank:
+            with torch.no_grad():
+                tensor.copy_(host)
+
+    def _failed(self, what: str, error: BaseException) -> RankError:
+        return RankError(
+            f"rank {self.rank} waited for {what} in vain ({str(error).splitlines()[0][:160]}); read the others' own "
+            "errors, or give Ranks a longer timeout"
+        )
+
+    def close(self) -> None:
+        """End what was made here; a group that was there stays."""
+        if self._open and dist.is_initialized():
+            self._open = False
+            dist.destroy_process_group(self.packets)
+            if self.made:
+                dist.destroy_process_group()
+
+
+def join(*, timeout: float, device: torch.device) -> Group | None:
+    """The process group that is there, or the one that `torchrun` asks for; None where this process is alone.
+
+    Raises:
+        RankError: torch was built without distributed, or no other rank came in time.
+    """
+    if not dist.is_available():
+        raise RankError("this torch has no torch.distributed; leave ranks= out or install one that has")
+    made = False
+    if not dist.is_initialized():
+        if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+            return None
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except RuntimeError as error:
+            raise RankError(
+                f"rank {os.environ['RANK']} found no group of {os.environ['WORLD_SIZE']} ranks "
+                f"({str(error).splitlines()[0][:160]}); start all of them with torchrun"
+            ) from error
+        made = True
+    return Group(timeout=timeout, device=device, made=made)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """A checksum of tensors, names and values.
+
+    >>> digest({"w": torch.ones(2)}) == digest({"w": torch.zeros(2)})
+    False
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in state.items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.numel():
+            found.update(bytes_of(tensor.detach().cpu().contiguous()).numpy().data)
+    return found.hexdigest()
+
+
+def agree(facts: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse ranks that were not made alike.
+
+    Args:
+        facts: for every rank what must be the same, by name.
+
+    Raises:
+        RankError: two ranks differ; the first difference is named.
+
+    >>> agree([{"seed": 0}, {"seed": 0}])
+    """
+    first, *others = facts
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                mine, theirs = str(value)[:120], str(other.get(name))[:120]
+                raise RankError(
+                    f"rank 0 and rank {rank} differ in {name}: {mine} and {theirs}; start every rank with the same "
+                    "script, versions and seeds"
+                )
