@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .engine.pending import pending_state, restore_pending
-from .engine.state_files import FORMAT, commit, flush, read_facts, read_tensors
+from .engine.state_files import FORMAT, commit, damaged, flush, read_facts, read_tensors
 from .errors import CheckpointError
 from .objective import Role
 from .schedules import State
@@ -175,7 +175,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     try:
         path = folder / Path(pointer.read_text().strip()).name
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{pointer} is damaged ({type(error).__name__}: {error})") from error
+        raise damaged(pointer, error) from error
     return read_facts(path), read_tensors(path)
 
 

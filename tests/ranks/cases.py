@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from resuming import adam, noise, steps_of
-from small_networks import Residual, differing, images, seeded, state, trainer_of
+from small_networks import Residual, Skipping, differing, images, perceptron, rows, seeded, state, trainer_of
 from torch import nn
 
 import modulewise as mw
 from contracts.test_conformance import PROBLEMS, make
 from modulewise.checks import example_problem, linear_problem
+from modulewise.engine.ranks.group import digest
 from modulewise.method import SolverMethod
 
 
@@ -139,3 +141,99 @@ def _error(call: Any) -> str:
     except mw.errors.ModulewiseError as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
+
+
+def four_ranks(rank: int, folder: Path) -> dict[str, Any]:
+    """Four parts on four ranks with a skip over two of them; two parts on a mesh of two by two."""
+    said: dict[str, Any] = {}
+    x, y = rows(12)
+    for name, method in {"DGL": mw.methods.DGL(classes=CLASSES), "Backprop": mw.methods.Backprop()}.items():
+        pair = [
+            trainer_of(seeded(Skipping), method, ("a", "b", "c"), x, ranks=ranks)
+            for ranks in (None, mw.Ranks(timeout=30))
+        ]
+        for trainer in pair:
+            trainer.fit([(x, y)] * 5, epochs=1)
+        said[f"{name} over ports"] = differing(*(state(t.partition.model) for t in pair))
+        pair[1].close()
+    # A slice of the batch on each of two ranks is what accumulation does in one process, but for the order of sums.
+    for name, method in {"DGL": mw.methods.DGL(classes=CLASSES), "Backprop": mw.methods.Backprop()}.items():
+        here = _residual(method, None, norm=_group, accumulate=2, optimizer=slow, scheduler=None, clip_norm=None)
+        there = _residual(
+            method, mw.Ranks(data=2, timeout=30), norm=_group, optimizer=slow, scheduler=None, clip_norm=None
+        )
+        expected, found = (t.fit(_loader(), epochs=1) for t in (here, there))
+        a, b = (state(t.partition.model) for t in (here, there))
+        said[f"{name} on a mesh"] = max(float((a[n] - b[n]).abs().max()) for n in a)
+        said[f"{name} moved"] = float((a["0.head.weight"] - seeded(_plain).head.weight.detach()).abs().max())
+        said[f"{name} losses"] = max(abs(u - v) for u, v in zip(expected[0].losses.values(), found[0].losses.values(), strict=True))
+        said[f"{name} alike"] = digest(there.partition.model.state_dict())
+        there.close()
+    pairwise = mw.methods.PredSim(classes=CLASSES)
+    said["pairwise"] = _error(lambda: _residual(pairwise, mw.Ranks(data=2)))
+    said["too many"] = _error(lambda: trainer_of(seeded(Skipping), mw.methods.Backprop(), ("a",), x, ranks=mw.Ranks()))
+    return said
+
+
+def _group(channels: int) -> nn.Module:
+    return nn.GroupNorm(2, channels)
+
+
+def _plain() -> nn.Module:
+    return Residual(_group, dropout=0.2)
+
+
+def slow(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def mismatches(rank: int, folder: Path) -> dict[str, str]:
+    """Ranks that were not made alike are refused before the first step."""
+    x, _ = rows(8)
+    method = mw.methods.DGL(classes=CLASSES)
+    told = {
+        "seed": lambda: trainer_of(seeded(perceptron), method, ("0", "1"), x, seed=rank, ranks=mw.Ranks()),
+        "cuts": lambda: trainer_of(seeded(perceptron), method, ("0", "1")[rank:], x, ranks=mw.Ranks()),
+        "method": lambda: trainer_of(
+            seeded(perceptron), method if rank else mw.methods.Backprop(), ("0", "1"), x, ranks=mw.Ranks()
+        ),
+        "weights": lambda: trainer_of(seeded(perceptron, 3 + rank), method, ("0", "1"), x, ranks=mw.Ranks()),
+        "accumulate": lambda: trainer_of(
+            seeded(perceptron), method, ("0", "1"), x, accumulate=2, ranks=mw.Ranks()
+        ),
+        "clip": lambda: trainer_of(
+            seeded(perceptron), mw.methods.Backprop(), ("0", "1"), x, clip_norm=1.0, ranks=mw.Ranks()
+        ),
+        "schedule": lambda: trainer_of(seeded(perceptron), method, ("0", "1"), x, ranks=mw.Ranks()).fit(
+            [rows(8)], epochs=1, schedule=mw.schedules.sequential
+        ),
+    }
+    return {name: _error(call) for name, call in told.items()}
+
+
+def hangs(rank: int, folder: Path) -> dict[str, Any]:
+    """Rank 0 stands still in its fourth batch; rank 1 says whom it waited for, and does not wait for ever."""
+    x, y = rows(8)
+
+    def batches() -> Any:
+        yield from [(x, y)] * 3
+        time.sleep(4)
+        yield x, y
+
+    trainer = trainer_of(
+        seeded(perceptron), mw.methods.DGL(classes=CLASSES), ("0", "1"), x, ranks=mw.Ranks(timeout=1.5)
+    )
+    start = time.monotonic()
+    message = _error(lambda: trainer.fit(batches(), epochs=1, schedule=mw.schedules.pipelined))
+    return {"message": message, "seconds": time.monotonic() - start}
+
+
+def stops(rank: int, folder: Path) -> dict[str, Any]:
+    """A value that is not finite stops at the boundary it would cross; the other rank is told why."""
+    x, y = rows(8)
+    bad = x.clone()
+    bad[0, 0] = float("nan")
+    trainer = trainer_of(seeded(perceptron), mw.methods.DGL(classes=CLASSES), ("0",), x, ranks=mw.Ranks(timeout=20))
+    start = time.monotonic()
+    message = _error(lambda: trainer.fit([(x, y), (x, y), (bad, y)], epochs=1, schedule=mw.schedules.pipelined))
+    return {"message": message, "seconds": time.monotonic() - start, "steps": trainer.steps}

@@ -1,6 +1,6 @@
 """Start a few processes on this machine for a case, and collect what they say; for tests.
 
-As a program: `python launching.py MODULE CASE WORLD FOLDER` imports once, then forks WORLD ranks that run CASE.
+As a program: `python launching.py MODULE FOLDER CASE WORLD ...` imports once, then runs each case on WORLD forks.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def launch(module: str, case: str, *, world: int, folder: Path, limit: float = LIMIT) -> list[Any]:
-    """Run a case on so many ranks; what each returned, or an error's class and message.
+def launch(module: str, cases: dict[str, int], *, folder: Path, limit: float = LIMIT) -> dict[str, list[Any]]:
+    """Run cases, one after another, on so many ranks each; what each rank returned, or its error and message.
 
     The processes form a session of their own, which is ended as a whole when time is up.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, str(HERE / "launching.py"), module, case, str(world), str(folder)]
+    counted = [str(word) for pair in cases.items() for word in pair]
+    words = [sys.executable, str(HERE / "launching.py"), module, str(folder), *counted]
     process = subprocess.Popen(words, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         process.wait(limit)
@@ -52,7 +52,11 @@ def launch(module: str, case: str, *, world: int, folder: Path, limit: float = L
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(world)]
+    return {
+        case: [json.loads(path.read_text()) if path.exists() else {"error": "nothing said"} for path in paths]
+        for case, world in cases.items()
+        for paths in [[folder / case / f"said-{rank}.json" for rank in range(world)]]
+    }
 
 
 def _rank(module: str, case: str, rank: int, world: int, folder: Path) -> None:
@@ -76,21 +80,37 @@ def _rank(module: str, case: str, rank: int, world: int, folder: Path) -> None:
     os._exit(0)
 
 
-def main() -> None:
-    module, case, world, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-    importlib.import_module(module)
+def _run(module: str, case: str, world: int, folder: Path, attempt: int = 0) -> None:
+    """Fork the ranks of a case; where one is killed, end the others and start all of them again, as torchrun does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "store").unlink(missing_ok=True)
+    os.environ["ATTEMPT"] = str(attempt)
     children = []
     for rank in range(world):
         child = os.fork()
         if child == 0:
             _rank(module, case, rank, world, folder)
         children.append(child)
-    until = time.monotonic() + LIMIT - 5
-    while children and time.monotonic() < until:
-        children = [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
+    until, killed = time.monotonic() + LIMIT / 3, False
+    while children and not killed and time.monotonic() < until:
+        for child in list(children):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                children.remove(child)
+                killed |= os.WIFSIGNALED(status)
         time.sleep(0.02)
     for child in children:
         os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if killed and attempt < 9:
+        _run(module, case, world, folder, attempt + 1)
+
+
+def main() -> None:
+    module, folder, *words = sys.argv[1:]
+    importlib.import_module(module)
+    for case, world in zip(words[::2], words[1::2], strict=True):
+        _run(module, case, int(world), Path(folder) / case)
 
 
 if __name__ == "__main__":

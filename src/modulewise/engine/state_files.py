@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["FORMAT", "commit", "flush", "read_facts", "read_tensors"]
+__all__ = ["FORMAT", "commit", "damaged", "flush", "read_facts", "read_tensors"]
 
 FORMAT = 2
 _NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
@@ -77,7 +77,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads((path / "trainer.json").read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("identity"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}; load it with the version that wrote it")
     return facts
@@ -92,8 +92,9 @@ def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         return {name: load_file(path / f"{name}.safetensors") for name in _NAMES}
     except (OSError, ValueError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """What is said of a state that cannot be read."""
     return CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})")
