@@ -22,7 +22,7 @@ from ..evaluating import Evaluation, evaluate
 from ..local import Micro
 from ..session import Session
 from .gathering import gather
-from .group import Group, agree, digest, join
+from .group import Group, agree, digest, join, world_around
 from .packets import blank
 from .saving import adopt_pieces, complete, drop_newer, of_parts, write_piece
 from .settings import Ranks, Seat, seats
@@ -50,17 +50,18 @@ def enlist(trainer: Trainer, settings: Ranks | None, *, refused: Mapping[str, An
     """
     if settings is None:
         return None
-    partition = trainer.partition
+    partition, world = trainer.partition, world_around()
+    if world is None:
+        return None
+    if trainer.solver is not None or not isinstance(partition, Partition):
+        what = type(trainer.method).__name__ if trainer.solver is not None else "a partition over time"
+        raise MethodError(f"{what} does not go over several ranks; train in one process, or use another")
+    # Refused before anything is connected: every rank comes to it by itself.
+    places = seats(settings, parts=len(partition), world=world)
+    refuse(trainer.method, trainer.objectives, places, data=settings.data, settings=refused)
     first = next(partition.model.parameters(), None)
     group = join(timeout=settings.timeout, device=torch.device("cpu") if first is None else first.device)
-    if group is None:
-        return None
     try:
-        if trainer.solver is not None or not isinstance(partition, Partition):
-            what = type(trainer.method).__name__ if trainer.solver is not None else "a partition over time"
-            raise MethodError(f"{what} does not go over several ranks; train in one process, or use another")
-        places = seats(settings, parts=len(partition), world=group.world)
-        refuse(trainer.method, trainer.objectives, places, data=settings.data, settings=refused)
         agree(group.facts(_alike(trainer, settings)))
         crew = Crew(trainer, partition, settings, group, places)
     except BaseException:

@@ -15,14 +15,14 @@ from torch import Tensor
 from ...errors import RankError
 from .packets import bytes_of
 
-__all__ = ["Group", "agree", "digest", "join"]
+__all__ = ["Group", "agree", "digest", "join", "world_around"]
 
 
 class Group:
     """All ranks of a run.
 
     Args:
-        settings_timeout: seconds before a collective call fails.
+        timeout: seconds before a collective call fails.
         device: of the model on this rank.
         made: whether the default process group is ours to end.
 
@@ -87,18 +87,27 @@ class Group:
                 dist.destroy_process_group()
 
 
-def join(*, timeout: float, device: torch.device) -> Group | None:
-    """The process group that is there, or the one that `torchrun` asks for; None where this process is alone.
+def world_around() -> int | None:
+    """The number of ranks in the process group that is there, or that `torchrun` asks for; None for this one alone.
 
     Raises:
-        RankError: torch was built without distributed, or no other rank came in time.
+        RankError: torch was built without distributed.
     """
     if not dist.is_available():
         raise RankError("this torch has no torch.distributed; leave ranks= out or install one that has")
+    if dist.is_initialized():
+        return int(dist.get_world_size())
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else None
+
+
+def join(*, timeout: float, device: torch.device) -> Group:
+    """The process group that is there, or the one that `torchrun` asks for.
+
+    Raises:
+        RankError: no other rank came in time.
+    """
     made = False
     if not dist.is_initialized():
-        if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-            return None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
