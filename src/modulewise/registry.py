@@ -168,7 +168,11 @@ def schedule(word: str) -> Schedule:
     Raises:
         MethodError: unknown.
     """
-    words = {"simultaneous": schedules.simultaneous, "sequential": schedules.sequential}
+    words: dict[str, Schedule] = {
+        "simultaneous": schedules.simultaneous,
+        "sequential": schedules.sequential,
+        "pipelined": schedules.pipelined,
+    }
     if word not in words:
         raise MethodError(f"unknown schedule {word!r}{suggest(word, words)}; expected one of {', '.join(words)}")
     return words[word]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import schedules
-from .checkpoint import restore, write
+from .checkpoint import write
 from .engine.batches import Batch, check_batch
 from .engine.binding import bind, check_phases, check_taps, check_windows, refuse_settings, with_views
 from .engine.evaluating import Evaluation, evaluate
@@ -18,9 +19,10 @@ from .engine.features import evaluating
 from .engine.fitting import Epoch, run_schedule
 from .engine.local import Guard, LocalEngine
 from .engine.pieces import GraphBreak, compiled
-from .engine.ranks.crew import Crew, enlist
+from .engine.ranks.crew import Crew
+from .engine.ranks.enlisting import enlist
 from .engine.ranks.passes import passes, step
-from .engine.ranks.saving import adopt_pieces, complete
+from .engine.ranks.saving import load_anywhere
 from .engine.ranks.settings import Ranks
 from .engine.updating import OptimizerFactory, SchedulerFactory, Updater
 from .errors import MethodError
@@ -71,6 +73,7 @@ class Trainer:
     Attributes:
         steps: training steps so far.
         graph_breaks: with `compile`, where a module could not be compiled in one piece, as met so far.
+        crew: the ranks that the parts are on (`gather`, `timeline`, `seat`); None in one process.
     """
 
     def __init__(
@@ -103,8 +106,7 @@ class Trainer:
         self.solver: Solver | None = None
         self.objectives: list[Objective] = []
         if isinstance(method, SolverMethod):
-            settings = (optimizer, scheduler, clip_norm, precision, accumulate, compile, recompute)
-            refuse_settings(method, *settings)
+            refuse_settings(method, optimizer, scheduler, clip_norm, precision, accumulate, compile, recompute)
             if isinstance(partition, TimePartition):
                 raise MethodError(
                     f"{type(method).__name__} has its own update and takes no partition over time; cut in depth"
@@ -199,7 +201,7 @@ class Trainer:
                 its own) goes on where it was; any other is read from its start, and as many batches are left out
                 as had been seen: the same ones only if its order is.
             epochs: passes per part, >= 1.
-            schedule: `schedules.simultaneous` or `schedules.sequential`.
+            schedule: `schedules.simultaneous`, `schedules.sequential`, or `schedules.pipelined` for parts on ranks.
             validate: batches to evaluate on after every epoch.
             callbacks: called after every epoch with an `Epoch`.
             checkpoint: folder to save to; a trainer loaded from it goes on where it was saved.
@@ -245,10 +247,7 @@ class Trainer:
             folder: a new or empty folder, or one of this trainer's earlier checkpoints.
             loader: a loader with `state_dict()`, saved along.
         """
-        if self.crew is not None:
-            self.crew.save(Path(folder), loader=loader)
-        else:
-            write(self, Path(folder), loader=loader)
+        (self.crew.save if self.crew is not None else partial(write, self))(Path(folder), loader=loader)
 
     def load(self, folder: str | Path, *, loader: Any = None) -> Trainer:
         """Take the state of a checkpoint into this trainer, made with the same partition, method and optimiser.
@@ -260,15 +259,7 @@ class Trainer:
         Raises:
             CheckpointError: nothing there, damaged, or of another experiment; nothing has been changed.
         """
-        folder = Path(folder)
-        newest = max(((max(steps), n) for n, steps in complete(folder).items() if steps), default=None)
-        if self.crew is not None:
-            self.crew.load(folder, loader=loader)
-        elif newest is not None:
-            own = range(len(self.partition))
-            adopt_pieces(self, folder, own=own, shares=newest[1], step=newest[0], loader=loader)
-        else:
-            restore(self, folder, loader=loader)
+        load_anywhere(self, Path(folder), loader=loader)
         return self
 
     def close(self) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from contracts.test_conformance import PROBLEMS, make
 from resuming import adam, noise, steps_of
 from small_networks import Residual, Skipping, differing, images, perceptron, rows, seeded, state, trainer_of
 from torch import nn
 
 import modulewise as mw
-from contracts.test_conformance import PROBLEMS, make
-from modulewise.checks import example_problem, linear_problem
+from modulewise.checks import example_problem
 from modulewise.engine.ranks.group import digest
 from modulewise.method import SolverMethod
 
@@ -166,7 +166,9 @@ def four_ranks(rank: int, folder: Path) -> dict[str, Any]:
         a, b = (state(t.partition.model) for t in (here, there))
         said[f"{name} on a mesh"] = max(float((a[n] - b[n]).abs().max()) for n in a)
         said[f"{name} moved"] = float((a["0.head.weight"] - seeded(_plain).head.weight.detach()).abs().max())
-        said[f"{name} losses"] = max(abs(u - v) for u, v in zip(expected[0].losses.values(), found[0].losses.values(), strict=True))
+        said[f"{name} losses"] = max(
+            abs(u - v) for u, v in zip(expected[0].losses.values(), found[0].losses.values(), strict=True)
+        )
         said[f"{name} alike"] = digest(there.partition.model.state_dict())
         there.close()
     pairwise = mw.methods.PredSim(classes=CLASSES)
@@ -198,9 +200,7 @@ def mismatches(rank: int, folder: Path) -> dict[str, str]:
             seeded(perceptron), method if rank else mw.methods.Backprop(), ("0", "1"), x, ranks=mw.Ranks()
         ),
         "weights": lambda: trainer_of(seeded(perceptron, 3 + rank), method, ("0", "1"), x, ranks=mw.Ranks()),
-        "accumulate": lambda: trainer_of(
-            seeded(perceptron), method, ("0", "1"), x, accumulate=2, ranks=mw.Ranks()
-        ),
+        "accumulate": lambda: trainer_of(seeded(perceptron), method, ("0", "1"), x, accumulate=2, ranks=mw.Ranks()),
         "clip": lambda: trainer_of(
             seeded(perceptron), mw.methods.Backprop(), ("0", "1"), x, clip_norm=1.0, ranks=mw.Ranks()
         ),

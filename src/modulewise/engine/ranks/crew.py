@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from ... import checkpoint
-from ...errors import CheckpointError, MethodError, ModulewiseError, NonFiniteBoundaryError, RankError
+from ...errors import CheckpointError, ModulewiseError, NonFiniteBoundaryError, RankError
 from ...partition import Partition
 from ...partition.tree import map_tensors
 from ..batches import Slice, sliced
@@ -22,68 +21,18 @@ from ..evaluating import Evaluation, evaluate
 from ..local import Micro
 from ..session import Session
 from .gathering import gather
-from .group import Group, agree, digest, join, world_around
-from .packets import blank
-from .saving import adopt_pieces, complete, drop_newer, of_parts, write_piece
-from .settings import Ranks, Seat, seats
+from .group import Group
+from .packets import blank, finite
+from .saving import adopt_pieces, drop_newer, newest, of_parts, write_piece
+from .settings import Ranks, Seat
 from .timeline import Doing, Recorder, Timeline
-from .traffic import refuse, traffic
+from .traffic import traffic
 from .wires import Inbox, Kind, Lane, Outbox, Wire
 
 if TYPE_CHECKING:
     from ...trainer import Trainer
 
-__all__ = ["Crew", "enlist"]
-
-
-def enlist(trainer: Trainer, settings: Ranks | None, *, refused: Mapping[str, Any]) -> Crew | None:
-    """Put a trainer on its ranks; None where it trains all parts in this process.
-
-    Args:
-        trainer: complete but for this.
-        settings: how; None for one process.
-        refused: settings of the trainer that ranks do not take, by name.
-
-    Raises:
-        MethodError: the partition or the method does not go over several ranks.
-        RankError: the group does not come together, or the ranks were not made alike.
-    """
-    if settings is None:
-        return None
-    partition, world = trainer.partition, world_around()
-    if world is None:
-        return None
-    if trainer.solver is not None or not isinstance(partition, Partition):
-        what = type(trainer.method).__name__ if trainer.solver is not None else "a partition over time"
-        raise MethodError(f"{what} does not go over several ranks; train in one process, or use another")
-    # Refused before anything is connected: every rank comes to it by itself.
-    places = seats(settings, parts=len(partition), world=world)
-    refuse(trainer.method, trainer.objectives, places, data=settings.data, settings=refused)
-    first = next(partition.model.parameters(), None)
-    group = join(timeout=settings.timeout, device=torch.device("cpu") if first is None else first.device)
-    try:
-        agree(group.facts(_alike(trainer, settings)))
-        crew = Crew(trainer, partition, settings, group, places)
-    except BaseException:
-        group.close()
-        raise
-    weakref.finalize(trainer, group.close)
-    return crew
-
-
-def _alike(trainer: Trainer, settings: Ranks) -> dict[str, Any]:
-    """What must be the same on every rank."""
-    heads = {f"{i}.{name}": t for i, o in enumerate(trainer.objectives) for name, t in o.state_dict().items()}
-    return {
-        "modulewise version": metadata.version("modulewise"),
-        "torch version": torch.__version__,
-        **checkpoint.identity_of(trainer),
-        "precision": str(trainer.engine.precision),
-        "clip_norm": trainer.updater.clip_norm,
-        "Ranks": [settings.parts, settings.data],
-        "initial weights (seed them with torch.manual_seed)": digest(trainer.partition.model.state_dict()),
-        "initial heads": digest(heads),
-    }
+__all__ = ["Crew"]
 
 
 class Crew:
@@ -250,7 +199,7 @@ class Crew:
         boundaries = {i: h for i, h in session.boundaries.items() if session.readers[i] > part}
         if self.settings.finite:
             for index in self.seat.own:
-                if index in boundaries and not _finite(boundaries[index]):
+                if index in boundaries and not finite(boundaries[index]):
                     raise NonFiniteBoundaryError(boundary=index, step=session.step)
         x = load["x"] if read else map_tensors(blank, load["x"])
         with self.recorder.span(Doing.SEND, part, session.step):
@@ -312,12 +261,12 @@ class Crew:
 
     def load(self, folder: Path, *, loader: Any) -> None:
         """Take this rank's parts from the newest step that all ranks have saved, or from one process's checkpoint."""
-        newest = max(((max(s), n) for n, s in complete(folder).items() if s), default=None)
         # Rank 0 decides, once every rank has written what it was going to write.
-        newest = self.group.facts(newest)[0]
+        self.group.facts(None)
+        found = self.group.facts(newest(folder))[0]
         self.stale, own = len(self.shares) > 1, self.seat.own
         loader = loader if self.seat.reads else None
-        if newest is None:
+        if found is None:
             if not (folder / checkpoint.LATEST).is_file():
                 raise CheckpointError(f"{folder} holds no checkpoint that all ranks have written; start anew")
             facts, tensors = checkpoint.read(folder)
@@ -326,7 +275,7 @@ class Crew:
             merged = {**kept, **{n: {**present[n], **kept[n]} for n in ("model", "heads")}}
             checkpoint.adopt(self.trainer, facts, merged, loader=loader, where=folder)
             return
-        step, shares = newest
+        step, shares = found
         adopt_pieces(self.trainer, folder, own=own, shares=shares, step=step, loader=loader)
         if self.seat.slice == 0:
             drop_newer(folder, share=self.seat.share, shares=len(self.shares), step=step)
@@ -347,10 +296,3 @@ class Crew:
         """End the process group, where it was made here."""
         if self.inbox is None or not self.inbox.fetching:
             self.group.close()
-
-
-def _finite(h: Tensor) -> bool:
-    """Whether all of a boundary is finite; the sum says so at a third of the price, but for sums that overflow."""
-    if not h.is_floating_point() or bool(h.sum(dtype=torch.float32).isfinite()):
-        return True
-    return bool(h.isfinite().all())

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, tr
 
 from ...errors import RankError
 
-__all__ = ["blank", "bytes_of", "empty_of", "pack", "unpack"]
+__all__ = ["blank", "bytes_of", "empty_of", "finite", "pack", "unpack"]
 
 
 def blank(leaf: Tensor) -> Tensor:
@@ -112,3 +112,14 @@ def bytes_of(tensor: Tensor) -> Tensor:
     """A contiguous tensor's own memory as bytes, so that every type travels alike."""
     assert math.prod(tensor.shape) > 0, "an empty tensor does not travel"
     return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def finite(h: Tensor) -> bool:
+    """Whether all of a tensor is finite; its sum says so in one pass without a copy, but for sums that overflow.
+
+    >>> finite(torch.tensor([1.0, float("inf")])), finite(torch.full((2,), 3e38))
+    (False, True)
+    """
+    if not h.is_floating_point() or bool(h.sum(dtype=torch.promote_types(h.dtype, torch.float32)).isfinite()):
+        return True
+    return bool(h.isfinite().all())

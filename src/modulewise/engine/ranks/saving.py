@@ -23,7 +23,7 @@ from .gathering import own_names
 if TYPE_CHECKING:
     from ...trainer import Trainer
 
-__all__ = ["adopt_pieces", "complete", "drop_newer", "of_parts", "write_piece"]
+__all__ = ["adopt_pieces", "complete", "drop_newer", "load_anywhere", "newest", "of_parts", "write_piece"]
 
 _SHARE = re.compile(r"share-(\d+)-of-(\d+)")
 
@@ -44,6 +44,23 @@ def complete(folder: Path) -> dict[int, list[int]]:
     return {
         shares: sorted(set.intersection(*own.values())) if len(own) == shares else [] for shares, own in steps.items()
     }
+
+
+def newest(folder: Path) -> tuple[int, int] | None:
+    """The newest step that all shares have saved, and how many shares there were; None for no such step."""
+    return max(((steps[-1], shares) for shares, steps in complete(folder).items() if steps), default=None)
+
+
+def load_anywhere(trainer: Trainer, folder: Path, *, loader: Any) -> None:
+    """Load a checkpoint of one process or of ranks, in one process or on ranks; see `Trainer.load`."""
+    found = newest(folder)
+    if trainer.crew is not None:
+        trainer.crew.load(folder, loader=loader)
+    elif found is not None:
+        own = range(len(trainer.partition))
+        adopt_pieces(trainer, folder, own=own, shares=found[1], step=found[0], loader=loader)
+    else:
+        checkpoint.restore(trainer, folder, loader=loader)
 
 
 def of_parts(
@@ -80,9 +97,9 @@ def write_piece(trainer: Trainer, folder: Path, *, own: range, share: int, share
         facts["progress"] = asdict(whole)
     target = folder / f"share-{share}-of-{shares}" / f"state-{trainer.steps:08d}"
     commit(target, facts, tensors)
-    newest = max(complete(folder).get(shares, []), default=-1)
+    last = max(complete(folder).get(shares, []), default=-1)
     for path in target.parent.glob("state-*"):
-        if int(path.name[6:]) < newest:
+        if int(path.name[6:]) < last:
             shutil.rmtree(path, ignore_errors=True)
 
 
