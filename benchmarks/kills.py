@@ -38,6 +38,9 @@ class Ledger:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
 
+    def __len__(self) -> int:
+        return len(self.loader)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for indices, x, y in self.loader.with_indices():
             if self.path is not None:

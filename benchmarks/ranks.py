@@ -115,7 +115,7 @@ class Pair:
         return seconds
 
     def pipe(self, steps: int, *, count: int) -> float:
-        """torch's 1F1B on the same cut and global batch."""
+        """Torch's 1F1B on the same cut and global batch."""
         start = perf_counter()
         for _ in range(steps):
             self.pipes[count]()

@@ -224,9 +224,7 @@ class Trainer:
 
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
         """Mean loss and accuracy of the whole model over batches (x, y), in eval mode."""
-        if self.crew is not None:
-            return self.crew.evaluate(loader)
-        return evaluate(self.partition.model, loader, self.loss)
+        return self.crew.evaluate(loader) if self.crew else evaluate(self.partition.model, loader, self.loss)
 
     @torch.no_grad()
     def predict(self, x: Any) -> Any:

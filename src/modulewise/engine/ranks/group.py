@@ -110,7 +110,7 @@ def join(*, timeout: float, device: torch.device) -> Group:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            _init(backend, timedelta(seconds=timeout))
         except RuntimeError as error:
             raise RankError(
                 f"rank {os.environ['RANK']} found no group of {os.environ['WORLD_SIZE']} ranks "
@@ -118,6 +118,20 @@ def join(*, timeout: float, device: torch.device) -> Group:
             ) from error
         made = True
     return Group(timeout=timeout, device=device, made=made)
+
+
+def _init(backend: str, timeout: timedelta) -> None:
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or attempt is None:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    # torchrun's store outlives a restart, and with it the addresses of ranks that have died: keys of one's own.
+    world = int(os.environ["WORLD_SIZE"])
+    agent = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False, timeout=timeout
+    )
+    store = dist.PrefixStore(f"modulewise/attempt-{attempt}", agent)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=world, timeout=timeout)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
