@@ -281,7 +281,8 @@ class TestWriting:
         trainer = tiny()
         trainer.save(tmp_path)
         trainer.step(*rows())
-        monkeypatch.setattr("modulewise.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        full = "modulewise.engine.state_files.save_file"
+        monkeypatch.setattr(full, lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             trainer.save(tmp_path)
         assert tiny().load(tmp_path).steps == 0

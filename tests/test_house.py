@@ -27,7 +27,7 @@ OWN = sorted(path for folder in ("src", "tools", "benchmarks", "examples") for p
 FLOORS = {
     **dict.fromkeys(("metering", "data", "errors", "seeding"), 0),
     **dict.fromkeys(("partition", "models", "balance"), 1),
-    **dict.fromkeys(("actors", "buffers", "lanes", "wires"), 2),
+    **dict.fromkeys(("buffers", "wires"), 2),
     **dict.fromkeys(("method", "objective", "schedules", "heads", "losses", "layer_rules"), 2),
     **dict.fromkeys(("methods",), 3),
     **dict.fromkeys(("trainer", "engine", "checkpoint"), 4),

@@ -8,6 +8,8 @@ from . import balance, buffers, checks, data, heads, losses, metering, methods, 
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
 from .engine.fitting import Epoch
+from .engine.ranks.settings import Ranks
+from .engine.ranks.timeline import Timeline
 from .errors import ModulewiseError
 from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
 from .methods.objectives import HeadLoss, TaskLoss
@@ -33,6 +35,7 @@ __all__ = [
     "Part",
     "Partition",
     "PartwiseMethod",
+    "Ranks",
     "Reach",
     "Reference",
     "Role",
@@ -42,6 +45,7 @@ __all__ = [
     "SolverMethod",
     "TaskLoss",
     "TimePartition",
+    "Timeline",
     "Trainer",
     "balance",
     "buffers",

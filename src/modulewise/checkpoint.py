@@ -7,19 +7,17 @@ the file `latest`, which is replaced in one step. A process that dies in between
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .engine.pending import pending_state, restore_pending
 from .engine.plainly import decoded, encoded
+from .engine.state_files import FORMAT, commit, damaged, flush, read_facts, read_tensors
 from .errors import CheckpointError
 from .objective import Role
 from .schedules import State
@@ -27,11 +25,19 @@ from .schedules import State
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-__all__ = ["describe", "restore", "write"]
+__all__ = [
+    "LATEST",
+    "adopt",
+    "describe",
+    "facts_of",
+    "identity_of",
+    "read",
+    "restore",
+    "tensors_of",
+    "write",
+]
 
-FORMAT = 2
 LATEST = "latest"
-NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
 
 
 def describe(value: Any) -> Any:
@@ -56,7 +62,7 @@ def describe(value: Any) -> Any:
     return type(value).__name__ if hasattr(value, "__dict__") else str(value)
 
 
-def _identity(trainer: Trainer) -> dict[str, Any]:
+def identity_of(trainer: Trainer) -> dict[str, Any]:
     """What must agree between the saving and the loading trainer."""
     return {
         "cuts": list(trainer.partition.cuts),
@@ -67,22 +73,12 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the host, none sharing memory with another."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in state.items():
-        host = tensor.detach().cpu().contiguous()
-        apart[name] = host.clone() if host.untyped_storage()._cdata in seen or host.dim() == 0 else host
-        seen.add(host.untyped_storage()._cdata)
-    return apart
-
-
 def _key(part: int, role: Role) -> str:
     return f"{part}/{role.value}"
 
 
-def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+def tensors_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """All tensors of a trainer's state, by the file they are saved in."""
     optimizers: dict[str, Tensor] = {}
     for (part, role), optimizer in trainer.updater.optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
@@ -100,7 +96,8 @@ def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
+def facts_of(trainer: Trainer, loader: Any) -> dict[str, Any]:
+    """Everything else of a trainer's state, as plain data."""
     optimizers = {}
     for (part, role), optimizer in trainer.updater.optimizers.items():
         state = optimizer.state_dict()
@@ -113,7 +110,7 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
     progress = trainer.progress
     return {
         "format": FORMAT,
-        "identity": _identity(trainer),
+        "identity": identity_of(trainer),
         "step": trainer.steps,
         "updates": {str(part): count for part, count in trainer.updater.steps.items()},
         "progress": None if progress is None else vars(progress) | {},
@@ -125,14 +122,6 @@ def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
     }
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     """Save a trainer; see `Trainer.save`.
 
@@ -141,30 +130,14 @@ def write(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
         raise CheckpointError(f"{folder} holds something else than a checkpoint; give a new or empty folder")
-    try:
-        facts = json.dumps(_facts(trainer, loader), indent=1)
-    except TypeError as error:
-        raise CheckpointError(
-            f"the state of a scheduler or loader is not plain data ({error}); save without it"
-        ) from error
-    folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(n) for path in folder.glob("state-*") if (n := path.name[6:]).isdecimal()), default=-1)
-    target, draft = folder / f"state-{number:08d}", folder / f".writing-{number:08d}"
-    for stale in folder.glob(".writing-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    draft.mkdir()
-    for name, tensors in _tensors(trainer).items():
-        save_file(_apart(tensors), draft / f"{name}.safetensors")
-    (draft / "trainer.json").write_text(facts)
-    for path in [*draft.iterdir(), draft]:
-        _flush(path)
-    draft.rename(target)
-    _flush(folder)
+    target = folder / f"state-{number:08d}"
+    commit(target, facts_of(trainer, loader), tensors_of(trainer))
     pointer = folder / ".latest"
     pointer.write_text(target.name)
-    _flush(pointer)
+    flush(pointer)
     pointer.replace(folder / LATEST)
-    _flush(folder)
+    flush(folder)
     for old in folder.glob("state-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -174,25 +147,25 @@ def _ours(folder: Path) -> bool:
     return all(path.name.startswith((".writing-", "state-", ".latest", LATEST)) for path in folder.iterdir())
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The facts and tensors of the last checkpoint in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     pointer = folder / LATEST
     if not pointer.is_file():
         raise CheckpointError(f"{folder} holds no checkpoint, expected a folder that `Trainer.save` wrote")
-    path = folder
     try:
         path = folder / Path(pointer.read_text().strip()).name
-        facts = json.loads((path / "trainer.json").read_text())
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in NAMES}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("identity"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint of format {FORMAT}; load it with the version that wrote it")
-    return facts, tensors
+    except (OSError, ValueError) as error:
+        raise damaged(pointer, error) from error
+    return read_facts(path), read_tensors(path)
 
 
 def _compare(trainer: Trainer, facts: dict[str, Any]) -> None:
     saved = facts["identity"]
-    for name, value in json.loads(json.dumps(_identity(trainer))).items():
+    for name, value in json.loads(json.dumps(identity_of(trainer))).items():
         if saved.get(name) != value:
             expected, given = str(saved.get(name))[:120], str(value)[:120]
             raise CheckpointError(
@@ -202,10 +175,21 @@ def _compare(trainer: Trainer, facts: dict[str, Any]) -> None:
 
 def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     """Load a trainer's state; see `Trainer.load`."""
-    facts, tensors = _read(folder)
+    facts, tensors = read(folder)
+    adopt(trainer, facts, tensors, loader=loader, where=folder)
+
+
+def adopt(
+    trainer: Trainer, facts: dict[str, Any], tensors: dict[str, dict[str, Tensor]], *, loader: Any, where: Path
+) -> None:
+    """Take a state into a trainer, wholly or not at all.
+
+    Raises:
+        CheckpointError: it is of another experiment or does not fit; nothing has been changed.
+    """
     _compare(trainer, facts)
-    before = {name: {key: t.clone() for key, t in group.items()} for name, group in _tensors(trainer).items()}
-    facts_before = _facts(trainer, loader)
+    before = {name: {key: t.clone() for key, t in group.items()} for name, group in tensors_of(trainer).items()}
+    facts_before = facts_of(trainer, loader)
     try:
         _apply(trainer, facts, tensors, loader)
     except Exception as error:
@@ -213,7 +197,7 @@ def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
         if isinstance(error, CheckpointError):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckpointError(f"{folder} does not fit the trainer ({reason}); make it as the saved one was") from error
+        raise CheckpointError(f"{where} does not fit the trainer ({reason}); make it as the saved one was") from error
 
 
 def _apply(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, dict[str, Tensor]], loader: Any) -> None:

@@ -12,8 +12,10 @@ __all__ = [
     "DataError",
     "MethodError",
     "ModulewiseError",
+    "NonFiniteBoundaryError",
     "NonFiniteLossError",
     "PartitionError",
+    "RankError",
     "suggest",
 ]
 
@@ -48,6 +50,26 @@ class ActorError(ModulewiseError):
     def __init__(self, message: str, *, part: int) -> None:
         super().__init__(message)
         self.part = part
+
+
+class RankError(ModulewiseError):
+    """Ranks do not fit together, or another rank has stopped, hangs or is too slow."""
+
+
+class NonFiniteBoundaryError(ModulewiseError, ArithmeticError):
+    """Activations are not finite; they have not been sent to the next rank.
+
+    Attributes:
+        boundary: index of the boundary, that of the part below it.
+        step: index of the training step.
+    """
+
+    def __init__(self, *, boundary: int, step: int) -> None:
+        super().__init__(
+            f"boundary {boundary}, the output of part {boundary}, is not finite at step {step} and was not sent on; "
+            "lower the learning rate, clip gradients or inspect this batch"
+        )
+        self.boundary, self.step = boundary, step
 
 
 class NonFiniteLossError(ModulewiseError, ArithmeticError):

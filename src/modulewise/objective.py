@@ -205,8 +205,10 @@ class Objective(nn.Module, ABC):
             with a copy of the weights it was made with.
         rule: how errors pass back through the layers of this part; None for the chain rule.
         taps: names of modules inside this part whose input and output the objective reads in `context.taps`.
-        reads_x: the objective reads `context.x`, so that it must be sent along where parts learn apart; False saves
-            the way.
+        reads_x: the objective reads `context.x`; False spares the model's input the way to other processes, where
+            `context.x` then has the right shape and no values.
+        per_sample: the loss is a mean over samples, so that slices of a batch can be on several ranks; False where it
+            compares samples with one another, or where nobody knows.
     """
 
     role: ClassVar[Role] = Role.HEAD
@@ -221,6 +223,7 @@ class Objective(nn.Module, ABC):
     rule: LayerRule | None = None
     taps: tuple[str, ...] = ()
     reads_x: bool = True
+    per_sample: bool = False
 
     @property
     def talks(self) -> bool:
@@ -237,7 +240,10 @@ class Objective(nn.Module, ABC):
         """The part's learning signal."""
 
     def messages(self, context: Context) -> Mapping[int, Any]:
-        """Messages to other parts, by receiver; none unless the objective says otherwise."""
+        """Messages to other parts, by receiver; none unless the objective says otherwise.
+
+        Tensors, numbers and words in tuples, lists and mappings, so that they can travel between processes.
+        """
         return {}
 
     def hear(self, context: Context) -> Signal | None:

@@ -168,7 +168,12 @@ def schedule(word: str) -> Schedule:
     Raises:
         MethodError: unknown.
     """
-    words = {word: getattr(schedules, word) for word in ("simultaneous", "sequential", "asynchronous")}
+    words: dict[str, Schedule] = {
+        "simultaneous": schedules.simultaneous,
+        "sequential": schedules.sequential,
+        "pipelined": schedules.pipelined,
+        "asynchronous": schedules.asynchronous,
+    }
     if word not in words:
         raise MethodError(f"unknown schedule {word!r}{suggest(word, words)}; expected one of {', '.join(words)}")
     return words[word]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,25 @@ import torch
 from torch import Tensor
 
 from . import schedules
-from .checkpoint import restore, write
+from .checkpoint import write
 from .engine.batches import Batch, check_batch
-from .engine.binding import bind, check_phases, check_taps, check_windows, with_views
+from .engine.binding import bind, check_phases, check_taps, check_windows, refuse_settings, with_views
 from .engine.evaluating import Evaluation, evaluate
 from .engine.features import evaluating
 from .engine.fitting import Epoch, run_schedule
-from .engine.local import LocalEngine
+from .engine.local import Guard, LocalEngine
 from .engine.pieces import GraphBreak, compiled
+from .engine.ranks.crew import Crew
+from .engine.ranks.enlisting import enlist
+from .engine.ranks.passes import passes, step
+from .engine.ranks.saving import load_anywhere
+from .engine.ranks.settings import Ranks
 from .engine.updating import OptimizerFactory, SchedulerFactory, Updater
 from .errors import MethodError
 from .method import Locality, Method, PartwiseMethod, Reach, Solver, SolverMethod
 from .objective import Loss, Objective
 from .partition import AnyPartition, Partition, TimePartition
 from .partition.tree import call_model, plain
-from .seeding import preserved_generators
 
 __all__ = ["Trainer"]
 
@@ -48,6 +53,7 @@ class Trainer:
         compile: compile the modules between the cuts; graph breaks are logged and kept in `graph_breaks`.
         recompute: keep for a part's backward only the inputs of the pieces between its cut points; run those again.
         seed: seed of heads and of all random draws.
+        ranks: put the parts on the processes that `torchrun` starts, see `mw.Ranks`; None for all in this one.
 
     Raises:
         MethodError: the method does not fit the partition, or optimizer= is missing or of no use.
@@ -67,6 +73,7 @@ class Trainer:
     Attributes:
         steps: training steps so far.
         graph_breaks: with `compile`, where a module could not be compiled in one piece, as met so far.
+        crew: the ranks that the parts are on (`gather`, `timeline`, `seat`); None in one process.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Trainer:
         compile: bool = False,
         recompute: bool = False,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         if precision not in (torch.float32, torch.bfloat16, torch.float16):
             raise MethodError(f"precision={precision}, expected torch.float32, torch.bfloat16 or torch.float16")
@@ -98,8 +106,7 @@ class Trainer:
         self.solver: Solver | None = None
         self.objectives: list[Objective] = []
         if isinstance(method, SolverMethod):
-            settings = (optimizer, scheduler, clip_norm, precision, accumulate, compile, recompute)
-            _refuse_settings(method, *settings)
+            refuse_settings(method, optimizer, scheduler, clip_norm, precision, accumulate, compile, recompute)
             if isinstance(partition, TimePartition):
                 raise MethodError(
                     f"{type(method).__name__} has its own update and takes no partition over time; cut in depth"
@@ -134,6 +141,8 @@ class Trainer:
             calls=self._calls(compile=compile, recompute=recompute),
             recompute=recompute,
         )
+        refused = {f"accumulate={accumulate}": accumulate > 1, "global clip_norm": self.updater.together and clip_norm}
+        self.crew: Crew | None = enlist(self, ranks, refused=refused)
 
     @property
     def locality(self) -> Locality:
@@ -158,6 +167,8 @@ class Trainer:
             DataError: x and y do not fit, or a label is out of range.
             NonFiniteLossError: a part's loss is not finite; that part's weights are untouched.
         """
+        if self.crew is not None:
+            return step(self.crew, x, y, views=views)
         check_batch(x, y, views=views, classes=self.classes)
         x, views = self.prepared(x, y, views=views)
         if self.solver is not None:
@@ -190,8 +201,7 @@ class Trainer:
                 its own) goes on where it was; any other is read from its start, and as many batches are left out
                 as had been seen: the same ones only if its order is.
             epochs: passes per part, >= 1.
-            schedule: `schedules.simultaneous`, `schedules.sequential`, `schedules.asynchronous` or one with settings of
-                its own, such as `schedules.Asynchronous(reuse=2)`.
+            schedule: one of `schedules`, such as `simultaneous` (default) or one with settings, `Asynchronous(reuse=2)`.
             validate: batches to evaluate on after every epoch.
             callbacks: called after every epoch with an `Epoch`.
             checkpoint: folder to save to; a trainer loaded from it goes on where it was saved.
@@ -214,11 +224,17 @@ class Trainer:
 
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
         """Mean loss and accuracy of the whole model over batches (x, y), in eval mode."""
-        return evaluate(self.partition.model, loader, self.loss)
+        return self.crew.evaluate(loader) if self.crew else evaluate(self.partition.model, loader, self.loss)
 
     @torch.no_grad()
     def predict(self, x: Any) -> Any:
-        """The model's raw output on x, in eval mode."""
+        """The model's raw output on x, in eval mode.
+
+        Raises:
+            MethodError: parts of other ranks are behind on this one.
+        """
+        if self.crew is not None and self.crew.stale:
+            raise MethodError("parts of other ranks are not here yet; call trainer.crew.gather() on every rank first")
         with evaluating(self.partition.model):
             return call_model(self.partition.model, plain(x))
 
@@ -229,7 +245,7 @@ class Trainer:
             folder: a new or empty folder, or one of this trainer's earlier checkpoints.
             loader: a loader with `state_dict()`, saved along.
         """
-        write(self, Path(folder), loader=loader)
+        (self.crew.save if self.crew is not None else partial(write, self))(Path(folder), loader=loader)
 
     def load(self, folder: str | Path, *, loader: Any = None) -> Trainer:
         """Take the state of a checkpoint into this trainer, made with the same partition, method and optimiser.
@@ -241,8 +257,19 @@ class Trainer:
         Raises:
             CheckpointError: nothing there, damaged, or of another experiment; nothing has been changed.
         """
-        restore(self, Path(folder), loader=loader)
+        load_anywhere(self, Path(folder), loader=loader)
         return self
+
+    def close(self) -> None:
+        """End the process group, where it was made for this trainer."""
+        if self.crew is not None:
+            self.crew.close()
+
+    def passes(
+        self, loader: Iterable[Any], epochs: int, schedule: schedules.Schedule, validate: Iterable[Any] | None
+    ) -> Generator[Epoch | None, None, None] | None:
+        """The training loop of this rank; None in one process."""
+        return passes(self.crew, loader, epochs, schedule, validate) if self.crew is not None else None
 
     def prepared(self, x: Any, y: Any, *, views: int) -> tuple[Any, int]:
         """The batch with the views that the method makes of it, and their number; x itself for most methods."""
@@ -267,31 +294,6 @@ class Trainer:
             return list(compiled(self.partition, self.graph_breaks))
         return [{} for _ in self.partition.parts]
 
-    def guarded(self) -> _Guard:
+    def guarded(self) -> Guard:
         """Generators put back, and gradients dropped if the block fails."""
-        return _Guard(self.engine)
-
-
-class _Guard:
-    def __init__(self, engine: LocalEngine) -> None:
-        self.engine, self.generators = engine, preserved_generators()
-
-    def __enter__(self) -> None:
-        self.generators.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.generators.__exit__(None, None, None)
-        if kind is not None:
-            self.engine.updater.clear()
-            self.engine.pending.clear()
-
-
-_SETTINGS = ("optimizer", "scheduler", "clip_norm", "precision", "accumulate", "compile", "recompute")
-_UNSET = (None, None, None, torch.float32, 1, False, False)
-
-
-def _refuse_settings(method: Method, *values: Any) -> None:
-    """A method with its own update has no use for how others are updated."""
-    given = [word for word, value, unset in zip(_SETTINGS, values, _UNSET, strict=True) if value != unset]
-    if given:
-        raise MethodError(f"{type(method).__name__} has its own update and takes no {', '.join(given)}; leave it out")
+        return Guard(self.engine)

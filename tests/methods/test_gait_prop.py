@@ -67,7 +67,7 @@ def test_with_orthogonal_weights_and_leaky_relu_updates_are_backpropagation(outp
     for context in told:
         if context.part < 3:
             message = context.feedback[context.part + 1]
-            moved = hs[context.part] + message.error / message.factor
+            moved = hs[context.part] + message[0] / message[1]
             assert torch.equal(moved > 0, hs[context.part] > 0), "a kink is crossed: the oracle does not apply"
     assert away(found, expected) < 1e-6
 
@@ -119,8 +119,8 @@ def test_targets_are_the_formula_row_by_row():
             mixed = (1 - gamma * slope**2) * h + gamma * slope**2 * s
             before = mixed if k == 3 else torch.where(mixed > 0, mixed, mixed / 0.2)
             s, m = weight.inverse() @ (before - bias), m / gamma
-            assert told[k - 1].factor == pytest.approx(m)
-            assert torch.allclose(told[k - 1].error[n], m * (s - hs[k - 1][n]), rtol=1e-9, atol=1e-11)
+            assert told[k - 1][1] == pytest.approx(m)
+            assert torch.allclose(told[k - 1][0][n], m * (s - hs[k - 1][n]), rtol=1e-9, atol=1e-11)
 
 
 def test_a_narrowing_head_is_the_square_layer_with_outputs_that_keep_their_values():

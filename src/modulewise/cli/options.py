@@ -25,6 +25,7 @@ __all__ = [
     "Epochs",
     "FeedbackLearningRate",
     "LastLearningRate",
+    "Launch",
     "LearningRate",
     "Milestones",
     "Model",
@@ -34,6 +35,8 @@ __all__ = [
     "Precision",
     "PrecisionOption",
     "Recompute",
+    "Resume",
+    "Schedule",
     "ScheduleLr",
     "TensorBoardFolder",
     "TestLimit",
@@ -91,6 +94,11 @@ TrainLimit = Annotated[int | None, typer.Option(help="use so many training sampl
 TestLimit = Annotated[int | None, typer.Option(help="score so many test samples")]
 BalanceOption = Annotated[Balancing, typer.Option("--balance", help="what automatic cuts make even")]
 Recompute = Annotated[bool, typer.Option("--recompute", help="save memory inside a part by computing it again")]
+Schedule = Annotated[
+    str | None, typer.Option("--schedule", help="simultaneous, sequential or pipelined; as METHOD@SCHEDULE")
+]
+Launch = Annotated[int | None, typer.Option("--launch", help="train on so many processes, a run of parts on each")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint in --out, if any")]
 Threads = Annotated[int | None, typer.Option(help="of torch on the CPU")]
 TensorBoardFolder = Annotated[Path | None, typer.Option("--tensorboard", help="folder for live curves")]
 

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import registry
-from ..compare import Balancing, Descent, Experiment, Folder, RateSchedule, Run, TensorBoard, Watcher, configurations
+from ..checkpoint import LATEST
+from ..compare import (
+    Balancing,
+    Configuration,
+    Descent,
+    Experiment,
+    Folder,
+    RateSchedule,
+    Run,
+    TensorBoard,
+    Watcher,
+    configurations,
+)
 from ..compare.assembling import Workshop
 from ..compare.running import History, Ticking, threads_set
+from ..engine.fitting import Epoch
+from ..engine.ranks.saving import newest
+from ..engine.ranks.settings import Ranks, seats
 from ..errors import MethodError, ModulewiseError, NonFiniteLossError
+from ..schedules import Sequential
+from . import launching
 from . import options as o
 from .progress import Bars
 
@@ -20,6 +39,7 @@ __all__ = ["train"]
 
 
 def train(
+    context: typer.Context,
     method: Annotated[str, typer.Option(help="METHOD[:key=value,...][@SCHEDULE]")] = "dgl",
     data: o.Data = "digits",
     model: o.Model = "cnn",
@@ -48,11 +68,18 @@ def train(
     recompute: o.Recompute = False,
     threads: o.Threads = None,
     tensorboard: o.TensorBoardFolder = None,
+    schedule: o.Schedule = None,
+    launch: o.Launch = None,
+    resume: o.Resume = True,
 ) -> None:
     """Train with one method, save a checkpoint after every epoch, print the test accuracy.
 
     The same command goes on from the last checkpoint.
     """
+    if launch is not None and parts is None and cuts is None:
+        parts = str(max(2, launch))
+    if schedule is not None and "@" not in method:
+        method = f"{method}@{schedule}"
     chosen = o.cut_points(parts, cuts)
     experiment = Experiment(
         data=data,
@@ -83,12 +110,20 @@ def train(
         probe=False,
         threads=threads,
     )
-    watchers: list[Watcher] = [Bars()]
-    if tensorboard is not None:
+    if launch is not None and launching.rank_here() is None:
+        _check(experiment, Folder(out), launch=launch, resume=resume)
+        raise typer.Exit(launching.start(context, ranks=launch))
+    first = launching.rank_here() in (None, 0) or launch is None
+    watchers: list[Watcher] = [Bars()] if first else []
+    if tensorboard is not None and first:
         watchers.append(TensorBoard(tensorboard))
     try:
         with threads_set(threads):
-            _train(experiment, Folder(out), watchers)
+            _train(experiment, Folder(out), watchers, ranks=None if launch is None else Ranks(), resume=resume)
+    except ModulewiseError as error:
+        if launch is not None:
+            launching.note(Path(out), str(error))
+        raise
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -97,38 +132,78 @@ def train(
             watcher.close()
 
 
-def _train(experiment: Experiment, folder: Folder, watchers: list[Watcher]) -> None:
+def _check(
+    experiment: Experiment, folder: Folder, *, launch: int | None, resume: bool
+) -> tuple[Configuration, Workshop]:
+    """Refuse what does not fit, before anything is written or started."""
     if len(registry.split(experiment.methods[0])) != 1 or len(experiment.parts) != 1:
         raise MethodError("train takes one method and one number of parts; compare takes several")
     (row,) = configurations(experiment)
+    if launch is not None:
+        if isinstance(row.order, Sequential):
+            raise MethodError(f"--launch {launch} was given with the sequential schedule; use --schedule pipelined")
+        seats(Ranks(), parts=row.parts, world=launch)
     folder.check(experiment)
+    if not resume and _saved(folder):
+        raise ModulewiseError(f"{folder.path} holds a checkpoint and --no-resume was given; choose another --out")
     workshop = Workshop(experiment)
     workshop.check([row])
-    folder.begin(experiment)
-    one = Run(row, experiment.seeds[0])
-    trainer, loader = workshop.trainer(row, seed=one.seed), workshop.loader(row, seed=one.seed)
+    return row, workshop
+
+
+def _saved(folder: Folder) -> bool:
     checkpoint = folder.path / "checkpoint"
-    if (checkpoint / "latest").exists():
+    return (checkpoint / LATEST).exists() or newest(checkpoint) is not None
+
+
+def _train(
+    experiment: Experiment, folder: Folder, watchers: list[Watcher], *, ranks: Ranks | None, resume: bool
+) -> None:
+    row, workshop = _check(experiment, folder, launch=None, resume=resume or ranks is not None)
+    one = Run(row, experiment.seeds[0])
+    trainer = workshop.trainer(row, seed=one.seed, ranks=ranks)
+    loader, crew = workshop.loader(row, seed=one.seed), trainer.crew
+    if crew is None or crew.seat.reads:
+        folder.begin(experiment)
+    checkpoint = folder.path / "checkpoint"
+    if _saved(folder):
         trainer.load(checkpoint, loader=loader)
+    if crew is not None:
+        launching.note(folder.path, f"{crew.seat}, from step {trainer.steps}")
     passes = experiment.epochs * row.order.passes(row.parts)
     for watcher in watchers:
         watcher.begin(rows=0, runs=1, finished=0)
         watcher.start(one, batches=passes * len(loader))
     history = History(workshop, trainer, one, watchers)
+    callbacks: list[Callable[[Epoch], None]] = [history]
+    if crew is not None:
+        callbacks.append(partial(_noted, folder.path))
     try:
         trainer.fit(
             Ticking(loader, watchers),
             epochs=experiment.epochs,
             schedule=row.order,
-            callbacks=[history],
+            callbacks=callbacks,
             checkpoint=checkpoint,
         )
     except NonFiniteLossError as error:
         raise ModulewiseError(f"{one}: {error}") from error
     test = trainer.evaluate(workshop.plain(workshop.material.test))
-    facts = {"test_accuracy": test.accuracy, "test_loss": test.loss, "part_updates": history.updates}
+    timeline = None if crew is None else crew.timeline()
+    trainer.close()
     for watcher in watchers:
         watcher.close()
+    if crew is not None and not crew.seat.reads:
+        return
+    updates = history.updates if crew is None else trainer.steps * row.parts
+    facts = {"test_accuracy": test.accuracy, "test_loss": test.loss, "part_updates": updates}
     folder.write("result.json", json.dumps(facts, indent=1) + "\n")
     accuracy = "no classes" if test.accuracy is None else f"{100 * test.accuracy:.2f} %"
     typer.echo(f"{one}: test accuracy {accuracy}, test loss {test.loss:.4f}\ncheckpoint: {checkpoint}")
+    if timeline is not None:
+        launching.show_timeline(timeline, folder.path / "trace.json")
+
+
+def _noted(folder: Path, epoch: Epoch) -> None:
+    losses = ", ".join(f"part {part} {loss:.4f}" for part, loss in epoch.losses.items())
+    launching.note(folder, f"epoch {epoch.epoch + 1} ended at step {epoch.steps} after {epoch.seconds:.2f} s: {losses}")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from .. import balance, data, losses, models, registry
 from ..balance import Balance
 from ..data import Dataset, Loader, Normalize, Split
+from ..engine.ranks.settings import Ranks
 from ..errors import DataError, MethodError, ModulewiseError
 from ..objective import Role
 from ..partition import AnyPartition, Partition, TimePartition
@@ -162,8 +163,10 @@ class Workshop:
         self._cuts[parts] = partition.cuts
         return partition
 
-    def trainer(self, row: Configuration, *, seed: int, rate: float | None = None) -> Trainer:
-        """A fresh model with a fresh trainer, at the experiment's learning rate or at another."""
+    def trainer(
+        self, row: Configuration, *, seed: int, rate: float | None = None, ranks: Ranks | None = None
+    ) -> Trainer:
+        """A fresh model with a fresh trainer, at the experiment's learning rate or at another, here or on ranks."""
         experiment = self.experiment
         partition = self.partition(self.model(seed), row.parts)
         material = self.material
@@ -177,6 +180,7 @@ class Workshop:
             precision=torch.float32 if row.solves else experiment.precision,
             recompute=experiment.recompute and not row.solves,
             seed=seed,
+            ranks=ranks,
         )
 
     def loader(self, row: Configuration, *, seed: int) -> Loader:

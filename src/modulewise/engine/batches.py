@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..partition.tree import batch_size, is_fake, map_tensors, tensors
 from .local import LocalEngine, Micro
 from .session import Session
 
-__all__ = ["Batch", "check_batch"]
+__all__ = ["Batch", "Slice", "check_batch", "sliced"]
 
 
 def check_batch(x: Any, y: Any, *, views: int, classes: int | None) -> None:
@@ -53,6 +54,43 @@ def _slices(samples: int, views: int, count: int) -> list[tuple[Tensor, Tensor]]
     rows = torch.arange(samples * views).view(views, samples)
     return [
         (rows[:, index].reshape(-1), index) for index in torch.arange(samples).tensor_split(count) if len(index) > 0
+    ]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some samples of a batch, with all their views.
+
+    Args:
+        x: input (views n, ...).
+        y: labels (n, ...).
+        views: views stacked along the batch.
+        rows: n, the number of samples.
+    """
+
+    x: Any
+    y: Any
+    views: int
+    rows: int
+
+
+def sliced(x: Any, y: Any, *, views: int, count: int) -> list[Slice]:
+    """A batch as so many slices of neighbouring samples, as even as can be.
+
+    Raises:
+        DataError: there are fewer samples than slices, or rows that belong to no sample.
+
+    >>> [part.rows for part in sliced(torch.zeros(5, 2), torch.zeros(5), views=1, count=2)]
+    [3, 2]
+    """
+    rows = batch_size(x)
+    if rows % views or rows // views < count:
+        raise DataError(f"{rows} rows of x with views={views} do not make {count} slices; give views * N rows, N more")
+    if count == 1:
+        return [Slice(x, y, views, rows // views)]
+    return [
+        Slice(_take(x, of_x, rows), _take(y, of_y, rows // views), views, len(of_y))
+        for of_x, of_y in _slices(rows // views, views, count)
     ]
 
 

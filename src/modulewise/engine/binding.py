@@ -15,7 +15,10 @@ from ..objective import Loss, Objective, Site
 from ..partition import AnyPartition, TimePartition
 from ..seeding import preserved_generators, seed_of, set_generators
 
-__all__ = ["bind", "check_phases", "check_taps", "check_windows", "with_views"]
+__all__ = ["bind", "check_phases", "check_taps", "check_windows", "refuse_settings", "with_views"]
+
+_SETTINGS = ("optimizer", "scheduler", "clip_norm", "precision", "accumulate", "compile", "recompute")
+_UNSET = (None, None, None, torch.float32, 1, False, False)
 
 
 def bind(partition: AnyPartition, method: PartwiseMethod, loss: Loss, *, seed: int) -> list[Objective]:
@@ -151,6 +154,17 @@ def check_phases(objectives: Sequence[Objective], *, accumulate: int) -> None:
             raise MethodError(
                 f"accumulate={accumulate} was given and part {part} learns {objective.delay} steps late; leave it at 1"
             )
+
+
+def refuse_settings(method: Method, *values: Any) -> None:
+    """Refuse settings of how parts are updated, in the trainer's order, for a method with its own update.
+
+    Raises:
+        MethodError: one is given.
+    """
+    given = [word for word, value, unset in zip(_SETTINGS, values, _UNSET, strict=True) if value != unset]
+    if given:
+        raise MethodError(f"{type(method).__name__} has its own update and takes no {', '.join(given)}; leave it out")
 
 
 def with_views(method: Method, x: Any, y: Any, *, views: int, parts: int, seed: int, step: int) -> tuple[Any, int]:

@@ -82,6 +82,10 @@ class Pass:
         for part, loss in losses.items():
             self.sums[part] = self.sums[part] + loss if part in self.sums else loss.clone()
 
+    def seconds(self) -> float:
+        """Wall time since it began."""
+        return perf_counter() - self.started
+
     def mean(self) -> dict[int, float]:
         """The mean loss of every part."""
         return {part: float(total) / self.counts[part] for part, total in sorted(self.sums.items())}

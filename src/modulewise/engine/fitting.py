@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,10 +23,18 @@ from .simulating import simulate
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
-__all__ = ["Epoch", "run_schedule"]
+__all__ = ["Epoch", "Fit", "run_schedule"]
 
 
-class _Fit:
+class Fit:
+    """Where pieces of work get their batches from.
+
+    Args:
+        trainer: what learns.
+        loader: batches (x, y).
+        schedule: who sees which batch when.
+    """
+
     def __init__(self, trainer: Trainer, loader: Iterable[Any], schedule: Schedule) -> None:
         self.trainer, self.loader, self.schedule = trainer, loader, schedule
         self.cache = FeatureCache(limit_bytes=schedule.cache_bytes if isinstance(schedule, Sequential) else 0)
@@ -122,13 +129,13 @@ def run_schedule(
     trainer.partition.model.train()
     try:
         history: list[Epoch] = []
-        with closing(_epochs(trainer, loader, epochs, schedule)) as loop:
+        with closing(_epochs(trainer, loader, epochs, schedule, validate)) as loop:
             for epoch in loop:
                 if epoch is None:
                     if checkpoint is not None and every is not None and trainer.steps % every == 0:
                         trainer.save(checkpoint, loader=loader)
                     continue
-                if validate is not None:
+                if validate is not None and epoch.validation is None:
                     epoch = replace(epoch, validation=trainer.evaluate(validate))
                 history.append(epoch)
                 if checkpoint is not None and every is None:
@@ -143,9 +150,12 @@ def run_schedule(
 
 
 def _epochs(
-    trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule
+    trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule, validate: Iterable[Any] | None
 ) -> Generator[Epoch | None, None, None]:
     """The passes of a schedule, by the engine that runs it."""
+    ranked = trainer.passes(loader, epochs, schedule, validate)
+    if ranked is not None:
+        return ranked
     if isinstance(schedule, Asynchronous):
         if schedule.actors is not None:
             return drive(trainer, loader, epochs=epochs, schedule=schedule)
@@ -157,7 +167,7 @@ def _loop(
     trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedule
 ) -> Generator[Epoch | None, None, None]:
     """Yield None after every step and an `Epoch` after every pass; `trainer.progress` says where it stands."""
-    fit = _Fit(trainer, loader, schedule)
+    fit = Fit(trainer, loader, schedule)
     state = schedule.start(parts=len(trainer.partition), epochs=epochs)
     if trainer.progress is not None:
         state = replace(trainer.progress, epochs=epochs)
@@ -184,7 +194,7 @@ def _loop(
 
 def _step(
     trainer: Trainer,
-    fit: _Fit,
+    fit: Fit,
     schedule: Schedule,
     state: State,
     work: Work,
@@ -219,5 +229,4 @@ def _end(trainer: Trainer, work: Work, following: Work | None, sums: Pass) -> Ep
         trainer.updater.epoch_end(part)
         if alone and (following is None or following.part != part):
             trainer.updater.release(part)
-    seconds = perf_counter() - sums.started
-    return Epoch(work.epoch, work.part if alone else None, sums.mean(), seconds, trainer.steps)
+    return Epoch(work.epoch, work.part if alone else None, sums.mean(), sums.seconds(), trainer.steps)

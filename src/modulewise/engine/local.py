@@ -12,12 +12,13 @@ from torch import nn
 
 from ..objective import Objective
 from ..partition import AnyPartition
+from ..seeding import preserved_generators
 from .updating import Updater
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["LocalEngine", "Micro"]
+__all__ = ["Guard", "LocalEngine", "Micro"]
 
 Calls = Mapping[nn.Module, Callable[..., Any]]
 
@@ -36,6 +37,8 @@ class LocalEngine:
 
     Attributes:
         pending: earlier batches from which delayed parts have yet to learn, oldest first.
+        crossed: called with a session and a part, when the boundary above the part is there.
+        reduced: called with parameters whose gradients are all there, before they are clipped and the optimisers step.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class LocalEngine:
         self.partition, self.objectives, self.updater = partition, objectives, updater
         self.seed, self.precision, self.calls, self.recompute = seed, precision, calls, recompute
         self.pending: list[Session] = []
+        self.crossed: Callable[[Session, int], None] | None = None
+        self.reduced: Callable[[Sequence[nn.Parameter]], None] | None = None
 
     def autocast(self, device: str) -> AbstractContextManager[Any]:
         """Forward in lower precision, ours or the caller's; no cache: a cached weight would survive its update."""
@@ -77,6 +82,26 @@ class LocalEngine:
         ]
 
 
+class Guard:
+    """Generators put back after a block, and gradients dropped if it fails.
+
+    Args:
+        engine: whose gradients.
+    """
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine, self.generators = engine, preserved_generators()
+
+    def __enter__(self) -> None:
+        self.generators.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.generators.__exit__(None, None, None)
+        if kind is not None:
+            self.engine.updater.clear()
+            self.engine.pending.clear()
+
+
 @dataclass(frozen=True)
 class Micro:
     """One slice of a step whose gradients accumulate.
@@ -94,3 +119,9 @@ class Micro:
     rows: int = 1
     weight: float = 1.0
     units: dict[int, int] = field(default_factory=dict)
+
+    def factor(self, part: int) -> float:
+        """What brings the gradients of a part's earlier slices to this slice's number of samples."""
+        before = self.units.get(part, self.rows)
+        self.units[part] = self.rows
+        return before / self.rows

@@ -71,6 +71,8 @@ class Session:
             h_out = self.run(part, fed)
         if part < len(self.engine.partition) - 1:
             self.boundaries[part], self.dtypes[part] = h_out.detach(), h_out.dtype
+            if self.engine.crossed is not None:
+                self.engine.crossed(self, part)
         if objective.waits:
             self.waiting[part] = (fed, h_out if keep else None)
             self.inputs[part] = fed
@@ -170,9 +172,13 @@ class Session:
         del context, signal, h_out, messages
         if self.micro.last and not overlaps:
             self._update(part, (Role.PART, objective.role), finite)
+        self.hear(part)
+
+    def hear(self, learned: int) -> None:
+        """Let earlier parts hear, all of whose readers have learned now that part `learned` has."""
         for earlier in sorted(self.hearing, reverse=True):
-            # Every reader of a boundary may send a message about it; the last one has learned now.
-            if self.readers[earlier] <= part:
+            # Every reader of a boundary may send a message about it, and the last one is the last to do so.
+            if self.readers[earlier] <= learned:
                 self._hear(earlier)
 
     def context(
@@ -244,8 +250,9 @@ class Session:
         if signal.gradient is not None and context.h_out.requires_grad:
             roots.append(context.h_out)
             gradients.append(signal.gradient if scale is None else signal.gradient * scale)
-        if into is None:
-            self._rescale(part)
+        if into is None and (factor := self.micro.factor(part)) != 1.0:
+            for role in (Role.PART, self.engine.objectives[part].role):
+                scale_gradients(self.engine.updater.parameters(part, role), factor)
         if roots and into != []:
             # Whatever the backward runs again is run with the weights that its graph was made with.
             with self.weights[part].lent() if part in self.weights else nullcontext():
@@ -255,24 +262,17 @@ class Session:
                 if leaf.grad is not None:
                     leaf.grad /= scale
 
-    def _rescale(self, part: int) -> None:
-        """Bring the gradients of earlier slices to this slice's number of samples."""
-        before = self.micro.units.get(part, self.micro.rows)
-        self.micro.units[part] = self.micro.rows
-        if before != self.micro.rows:
-            for role in (Role.PART, self.engine.objectives[part].role):
-                scale_gradients(self.engine.updater.parameters(part, role), before / self.micro.rows)
-
     def _update(self, part: int, roles: tuple[Role, ...], finite: Tensor | None) -> None:
-        updater, rule = self.engine.updater, self.engine.objectives[part].rule
+        engine, updater, rule = self.engine, self.engine.updater, self.engine.objectives[part].rule
         # The first window of time, which learns last where windows wait, stands for all.
-        owner = 0 if self.engine.partition.shared else part
-        if self.micro.weight != 1.0:
-            for role in roles:
-                scale_gradients(updater.parameters(part, role), self.micro.weight)
+        owner = 0 if engine.partition.shared else part
+        for role in roles if self.micro.weight != 1.0 else ():
+            scale_gradients(updater.parameters(part, role), self.micro.weight)
+        if engine.reduced is not None:
+            engine.reduced([parameter for role in roles for parameter in updater.parameters(part, role)])
         if rule is not None and Role.PART in roles and part == owner:
-            set_generators(seed_of(self.engine.seed, self.micro.draw, part, "rule"))
-            rule.learn(self.engine.modules(part))
+            set_generators(seed_of(engine.seed, self.micro.draw, part, "rule"))
+            rule.learn(engine.modules(part))
         updater.update(owner, roles, finite)
 
     def _hear(self, part: int) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..buffers import Ledger
 from ..errors import DataError
-from ..lanes import Lanes
 from ..schedules import Asynchronous, Event, State, Work
+from ..schedules.lanes import Lanes
 from .alone import Cargo, Solo, check_alone, loaded
 from .epochs import Epoch, Flow, Pass
 
@@ -78,7 +77,7 @@ class _Simulation:
             self.cargo[solo.part].clear()
         if len(self.solos) > 1:
             self.ledgers[0].verify(epoch=epoch, samples=self.read)
-        seconds = perf_counter() - self.sums.started
+        seconds = self.sums.seconds()
         record = Epoch(epoch, None, self.sums.mean(), seconds, self.trainer.steps, flow=self._flow(before, after))
         self.start_pass()
         return record

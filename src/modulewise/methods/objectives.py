@@ -27,6 +27,7 @@ class TaskLoss(Objective):
     """
 
     reads_x = False
+    per_sample = True
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()
@@ -51,6 +52,7 @@ class HeadLoss(Objective):
     """
 
     reads_x = False
+    per_sample = True
 
     def __init__(self, head: nn.Module, criterion: Criterion) -> None:
         super().__init__()
@@ -96,7 +98,8 @@ class Around(Objective):
     def __init__(self, inner: Objective) -> None:
         super().__init__()
         self.inner = inner
-        self.rule, self.taps, self.reads_x = inner.rule, inner.taps, inner.reads_x
+        self.rule, self.taps = inner.rule, inner.taps
+        self.reads_x, self.per_sample = inner.reads_x, inner.per_sample
 
     @property
     def classifier(self) -> nn.Module | None:

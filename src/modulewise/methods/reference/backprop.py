@@ -54,6 +54,9 @@ class ChainRule(Objective):
         lag: every part learns so many steps after the part above it, >= 0.
     """
 
+    reads_x = False
+    per_sample = True
+
     def __init__(self, site: Site, *, recompute: bool = False, lag: int = 0) -> None:
         super().__init__()
         self.delay = lag * (site.parts - 1 - site.part)

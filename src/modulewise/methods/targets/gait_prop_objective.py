@@ -48,6 +48,11 @@ class Incremental:
     error: Tensor
     factor: float
 
+    @property
+    def message(self) -> tuple[Tensor, float]:
+        """As it travels."""
+        return self.error, self.factor
+
 
 class _Layer:
     """What the part above does with a target: sends on the one below."""
@@ -113,13 +118,13 @@ class AdjustedTop(Objective):
         penalty = self._orthogonality * soft_orthogonality(self._layer.layer.linear.weight)
         return Signal(loss=signal.loss + penalty, report=signal.loss)
 
-    def messages(self, context: Context) -> Mapping[int, Incremental]:
+    def messages(self, context: Context) -> Mapping[int, tuple[Tensor, float]]:
         """The target of what entered the part, to the part below."""
         if self._layer is None:
             return {}
         assert self._target is not None, "the target is made in forward"
         target, self._target = self._target, None
-        return {context.part - 1: self._layer.below(output_tensor(context.h_out).detach(), target)}
+        return {context.part - 1: self._layer.below(output_tensor(context.h_out).detach(), target).message}
 
 
 class Adjusted(Objective):
@@ -140,7 +145,7 @@ class Adjusted(Objective):
 
     def forward(self, context: Context) -> Signal:
         """The gradient -m (s - h) / N at h_out; half the mean squared length of m (s - h) is shown."""
-        h, target = context.h_out, context.feedback[context.part + 1]
+        h, target = context.h_out, Incremental(*context.feedback[context.part + 1])
         gradient = (-target.error / len(h)).to(h.dtype)
         shown = target.error.square().flatten(1).sum(1).mean() / 2
         if self._layer is None:
@@ -151,8 +156,9 @@ class Adjusted(Objective):
         penalty = self._orthogonality * soft_orthogonality(self._layer.layer.linear.weight)
         return Signal(loss=penalty, gradient=gradient, report=shown)
 
-    def messages(self, context: Context) -> Mapping[int, Incremental]:
+    def messages(self, context: Context) -> Mapping[int, tuple[Tensor, float]]:
         """The target of what entered the part, to the part below."""
         if self._layer is None:
             return {}
-        return {context.part - 1: self._layer.below(context.h_out.detach(), context.feedback[context.part + 1])}
+        target = Incremental(*context.feedback[context.part + 1])
+        return {context.part - 1: self._layer.below(context.h_out.detach(), target).message}

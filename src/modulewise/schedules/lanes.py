@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .buffers import Buffer, Entry
-from .seeding import seed_of
+from ..buffers import Buffer, Entry
+from ..seeding import seed_of
 
 __all__ = ["Lane", "Lanes", "begin", "follow", "ticks", "withdraw"]
 

@@ -1,0 +1,1 @@
+"""Parts on several processes: who owns what, what travels between ranks, and what happens when one stops."""
