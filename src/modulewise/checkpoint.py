@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +19,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .engine.optimizer_states import below, decoded, encoded, optimizer_facts, optimizer_tensors, restore_optimizers
 from .engine.pending import pending_state, restore_pending
 from .errors import CheckpointError
-from .objective import Role
 from .schedules import State
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-__all__ = ["describe", "restore", "write"]
+__all__ = ["apart", "commit", "describe", "flush", "read", "restore", "write"]
 
 FORMAT = 2
 LATEST = "latest"
 NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
-ITEMS = "items with keys that are no words"
 
 
 def describe(value: Any) -> Any:
@@ -56,22 +56,6 @@ def describe(value: Any) -> Any:
     return type(value).__name__ if hasattr(value, "__dict__") else str(value)
 
 
-def _encoded(value: Any) -> Any:
-    """Plain data as JSON that keeps integer keys (a scheduler's milestones) apart from words."""
-    if isinstance(value, dict):
-        if all(isinstance(key, str) for key in value):
-            return {key: _encoded(item) for key, item in value.items()}
-        return {ITEMS: [[key, _encoded(item)] for key, item in value.items()]}
-    return [_encoded(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, dict):
-        items = value[ITEMS] if ITEMS in value else value.items()
-        return {key: _decoded(item) for key, item in items}
-    return [_decoded(item) for item in value] if isinstance(value, list) else value
-
-
 def _identity(trainer: Trainer) -> dict[str, Any]:
     """What must agree between the saving and the loading trainer."""
     return {
@@ -83,7 +67,7 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the host, none sharing memory with another."""
     seen: set[int] = set()
     apart = {}
@@ -94,22 +78,12 @@ def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _key(part: int, role: Role) -> str:
-    return f"{part}/{role.value}"
-
-
 def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    optimizers: dict[str, Tensor] = {}
-    for (part, role), optimizer in trainer.updater.optimizers.items():
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor):
-                    optimizers[f"{_key(part, role)}/{index}/{name}"] = value
     rules = {id(o.rule): o.rule for o in trainer.objectives if o.rule is not None}
     return {
         "model": trainer.partition.model.state_dict(),
         "heads": {f"{i}.{n}": t for i, o in enumerate(trainer.objectives) for n, t in o.state_dict().items()},
-        "optimizers": optimizers,
+        "optimizers": optimizer_tensors(trainer.updater),
         "rules": {f"{i}.{n}": t for i, rule in enumerate(rules.values()) for n, t in rule.state_dict().items()},
         "solver": trainer.solver.state_dict() if trainer.solver is not None else {},
         "pending": pending_state(trainer.engine),
@@ -117,31 +91,20 @@ def _tensors(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 def _facts(trainer: Trainer, loader: Any) -> dict[str, Any]:
-    optimizers = {}
-    for (part, role), optimizer in trainer.updater.optimizers.items():
-        state = optimizer.state_dict()
-        numbers = {
-            str(index): {name: value for name, value in entry.items() if not isinstance(value, Tensor)}
-            for index, entry in state["state"].items()
-        }
-        kind = type(optimizer).__qualname__
-        optimizers[_key(part, role)] = _encoded({"kind": kind, "groups": state["param_groups"], "numbers": numbers})
     progress = trainer.progress
     return {
         "format": FORMAT,
         "identity": _identity(trainer),
         "step": trainer.steps,
-        "updates": {str(part): count for part, count in trainer.updater.steps.items()},
         "progress": None if progress is None else vars(progress) | {},
-        "optimizers": optimizers,
-        "schedulers": {_key(*key): _encoded(s.state_dict()) for key, s in trainer.updater.schedulers.items()},
-        "scalers": {str(part): scaler.state_dict() for part, scaler in trainer.updater.scalers.items()},
-        "loader": _encoded(loader.state_dict()) if hasattr(loader, "state_dict") else None,
+        **optimizer_facts(trainer.updater),
+        "loader": encoded(loader.state_dict()) if hasattr(loader, "state_dict") else None,
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
     }
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,30 +120,55 @@ def write(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
         raise CheckpointError(f"{folder} holds something else than a checkpoint; give a new or empty folder")
+    commit(folder, _facts(trainer, loader), _tensors(trainer))
+
+
+def commit(folder: Path, facts: dict[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
+    """Write plain data and groups of tensors beside the last ones, and only then name them the latest.
+
+    Args:
+        folder: where `latest` is.
+        facts: for `trainer.json`.
+        tensors: groups of tensors, a file each.
+
+    Raises:
+        CheckpointError: the facts are no plain data, or the disk is full; what was there before is the latest still.
+    """
     try:
-        facts = json.dumps(_facts(trainer, loader), indent=1)
+        text = json.dumps(facts, indent=1)
     except TypeError as error:
         raise CheckpointError(
             f"the state of a scheduler or loader is not plain data ({error}); save without it"
         ) from error
+    try:
+        _commit(folder, text, tensors)
+    except (OSError, SafetensorError) as error:
+        for draft in folder.glob(".writing-*"):
+            shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"a checkpoint could not be written to {folder} ({error}); the one before is as it was; make room and go on"
+        ) from error
+
+
+def _commit(folder: Path, facts: str, groups: Mapping[str, dict[str, Tensor]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(n) for path in folder.glob("state-*") if (n := path.name[6:]).isdecimal()), default=-1)
     target, draft = folder / f"state-{number:08d}", folder / f".writing-{number:08d}"
     for stale in folder.glob(".writing-*"):
         shutil.rmtree(stale, ignore_errors=True)
     draft.mkdir()
-    for name, tensors in _tensors(trainer).items():
-        save_file(_apart(tensors), draft / f"{name}.safetensors")
+    for name, tensors in groups.items():
+        save_file(apart(tensors), draft / f"{name}.safetensors")
     (draft / "trainer.json").write_text(facts)
     for path in [*draft.iterdir(), draft]:
-        _flush(path)
+        flush(path)
     draft.rename(target)
-    _flush(folder)
+    flush(folder)
     pointer = folder / ".latest"
     pointer.write_text(target.name)
-    _flush(pointer)
+    flush(pointer)
     pointer.replace(folder / LATEST)
-    _flush(folder)
+    flush(folder)
     for old in folder.glob("state-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -190,7 +178,12 @@ def _ours(folder: Path) -> bool:
     return all(path.name.startswith((".writing-", "state-", ".latest", LATEST)) for path in folder.iterdir())
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+def read(folder: Path, names: Sequence[str] = NAMES) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The latest facts and groups of tensors that were committed.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+    """
     pointer = folder / LATEST
     if not pointer.is_file():
         raise CheckpointError(f"{folder} holds no checkpoint, expected a folder that `Trainer.save` wrote")
@@ -198,7 +191,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     try:
         path = folder / Path(pointer.read_text().strip()).name
         facts = json.loads((path / "trainer.json").read_text())
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in NAMES}
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in names}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("identity"), dict):
@@ -218,7 +211,7 @@ def _compare(trainer: Trainer, facts: dict[str, Any]) -> None:
 
 def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
     """Load a trainer's state; see `Trainer.load`."""
-    facts, tensors = _read(folder)
+    facts, tensors = read(folder)
     _compare(trainer, facts)
     before = {name: {key: t.clone() for key, t in group.items()} for name, group in _tensors(trainer).items()}
     facts_before = _facts(trainer, loader)
@@ -235,55 +228,17 @@ def restore(trainer: Trainer, folder: Path, *, loader: Any = None) -> None:
 def _apply(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, dict[str, Tensor]], loader: Any) -> None:
     trainer.partition.model.load_state_dict(tensors["model"])
     for index, objective in enumerate(trainer.objectives):
-        objective.load_state_dict(_below(tensors["heads"], f"{index}."))
+        objective.load_state_dict(below(tensors["heads"], f"{index}."))
     rules = {id(o.rule): o.rule for o in trainer.objectives if o.rule is not None}
     for index, rule in enumerate(rules.values()):
-        rule.load_state_dict(_below(tensors["rules"], f"{index}."))
+        rule.load_state_dict(below(tensors["rules"], f"{index}."))
     if trainer.solver is not None:
         trainer.solver.load_state_dict(tensors["solver"])
-    _restore_optimizers(trainer, facts, tensors["optimizers"])
+    first = next(trainer.partition.model.parameters(), None)
+    device = first.device.type if first is not None else "cpu"
+    restore_optimizers(trainer.updater, facts, tensors["optimizers"], device)
     restore_pending(trainer.engine, tensors["pending"])
     trainer.steps = facts["step"]
-    trainer.updater.steps = {int(part): count for part, count in facts["updates"].items()}
     trainer.progress = None if facts["progress"] is None else State(**facts["progress"])
     if loader is not None and facts["loader"] is not None:
-        loader.load_state_dict(_decoded(facts["loader"]))
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _restore_optimizers(trainer: Trainer, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    updater = trainer.updater
-    for stale in [key for key in updater.optimizers if _key(*key) not in facts["optimizers"]]:
-        del updater.optimizers[stale]
-        updater.schedulers.pop(stale, None)
-    for key, given in facts["optimizers"].items():
-        saved = _decoded(given)
-        part, role = key.split("/")
-        optimizer = updater.optimizer(int(part), Role(role))
-        if optimizer is None:
-            raise CheckpointError(
-                f"the checkpoint holds an optimizer for part {part}, role {role}; nothing trains there"
-            )
-        if type(optimizer).__qualname__ != saved["kind"]:
-            given = type(optimizer).__qualname__
-            raise CheckpointError(f"the optimizer saved for part {part}, role {role} is {saved['kind']}, not {given}")
-        state = {int(index): dict(entry) for index, entry in saved["numbers"].items()}
-        for name, tensor in _below(tensors, f"{key}/").items():
-            index, _, entry = name.partition("/")
-            state.setdefault(int(index), {})[entry] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
-        # torch's schedulers warn where they step first: here the optimiser has, before it was saved.
-        setattr(optimizer, "_opt_called", True)  # noqa: B010
-    for key, state in facts["schedulers"].items():
-        part, role = key.split("/")
-        updater.schedulers[int(part), Role(role)].load_state_dict(_decoded(state))
-    updater.scalers = {part: scaler for part, scaler in updater.scalers.items() if str(part) in facts["scalers"]}
-    first = next(trainer.partition.model.parameters(), None)
-    for part, state in facts["scalers"].items():
-        scaler = updater.scaler(int(part), first.device.type if first is not None else "cpu")
-        if scaler is None:
-            raise CheckpointError(f"the checkpoint was saved in half precision: part {part} has a gradient scaler")
-        scaler.load_state_dict(state)
+        loader.load_state_dict(decoded(facts["loader"]))

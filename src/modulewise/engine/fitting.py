@@ -17,12 +17,12 @@ from ..partition.tree import plain, tensors
 from ..schedules import FINAL, Event, Schedule, Sequential, State, Work
 from .batches import Batch, check_batch
 from .evaluating import Evaluation
-from .features import FeatureCache, frozen_boundaries
+from .features import FeatureCache, comes_back, frozen_boundaries
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
-__all__ = ["Epoch", "run_schedule"]
+__all__ = ["Epoch", "Pass", "run_schedule"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Epoch:
     validation: Evaluation | None = None
 
 
-class _Pass:
-    """Sums of one pass."""
+class Pass:
+    """Sums of one pass over the data."""
 
     def __init__(self) -> None:
         self.started = perf_counter()
@@ -56,11 +56,13 @@ class _Pass:
         self.counts: Counter[int] = Counter()
 
     def add(self, losses: dict[int, Tensor]) -> None:
+        """Note the losses of one step."""
         self.counts.update(losses.keys())
         for part, loss in losses.items():
             self.sums[part] = self.sums[part] + loss if part in self.sums else loss.clone()
 
     def mean(self) -> dict[int, float]:
+        """The mean loss of every part that learned."""
         return {part: float(total) / self.counts[part] for part, total in sorted(self.sums.items())}
 
 
@@ -97,10 +99,7 @@ class _Fit:
     def _fill(self, part: int) -> None:
         """Keep the features of the finished parts, where samples come back unchanged and nothing else is read."""
         loader, partition = self.loader, self.trainer.partition
-        keeps = (
-            hasattr(loader, "indexed") and not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
-        )
-        if not keeps or self.trainer.method.makes_views or partition.ports or self.cache.limit_bytes == 0:
+        if not comes_back(partition, self.trainer.method, loader) or self.cache.limit_bytes == 0:
             self.cached = False
             return
         if self.cache.index != part - 1:
@@ -181,13 +180,13 @@ def _loop(trainer: Trainer, loader: Iterable[Any], epochs: int, schedule: Schedu
     if trainer.progress is not None:
         state = replace(trainer.progress, epochs=epochs)
     state, work = schedule.next(state, Event.START)
-    sums = _Pass()
+    sums = Pass()
     batches: Iterator[tuple[Tensor | None, Any, Any]] | None = None
     if work is not None and work.batch > 0:
         batches = fit.rest(work)
     while work is not None:
         if batches is None:
-            batches, sums = fit.batches(work), _Pass()
+            batches, sums = fit.batches(work), Pass()
         item = next(batches, None)
         if item is None:
             if work.batch == 0:
@@ -208,7 +207,7 @@ def _step(
     state: State,
     work: Work,
     item: tuple[Tensor | None, Any, Any],
-    sums: _Pass,
+    sums: Pass,
 ) -> tuple[State, Work | None]:
     """All work on one batch."""
     if trainer.solver is not None:
@@ -231,7 +230,7 @@ def _step(
     return state, current
 
 
-def _end(trainer: Trainer, work: Work, following: Work | None, sums: _Pass) -> Epoch:
+def _end(trainer: Trainer, work: Work, following: Work | None, sums: Pass) -> Epoch:
     """Close a pass: learning rates move; a part that is final lets its optimiser go."""
     alone = work.upstream == FINAL
     for part in [work.part] if alone else range(len(trainer.partition)):

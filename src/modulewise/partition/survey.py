@@ -44,8 +44,9 @@ class Survey:
             raise
         except Exception as error:
             if any(parameter.is_meta for parameter in model.parameters()):
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise PartitionError(
-                    f"the model does not run on the meta device ({type(error).__name__}: {str(error).splitlines()[0]}), "
+                    f"the model does not run on the meta device ({reason}), "
                     "expected a forward that needs no values (no .item(), nothing kept on another device); build the "
                     "whole model under `with torch.device('meta')`, or give it values"
                 ) from error

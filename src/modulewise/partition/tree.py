@@ -61,7 +61,7 @@ def plain(x: Any) -> Any:
 
 
 def where_model_is(model: nn.Module, x: Any) -> Any:
-    """x as it is; for a model on the meta device x without its values, on that device as well."""
+    """The input as it is; for a model on the meta device without its values, on that device as well."""
     first = next(model.parameters(), None)
     return map_tensors(lambda leaf: leaf.to("meta"), x) if first is not None and first.is_meta else x
 
