@@ -282,7 +282,7 @@ class TestWriting:
         trainer.save(tmp_path)
         trainer.step(*rows())
         monkeypatch.setattr("modulewise.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(CheckpointError, match="disk full.*the one before is as it was"):
+        with pytest.raises(CheckpointError, match=r"disk full.*the one before is as it was"):
             trainer.save(tmp_path)
         assert tiny().load(tmp_path).steps == 0
         monkeypatch.undo()

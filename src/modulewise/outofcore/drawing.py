@@ -28,7 +28,7 @@ def drawn(holdings: Holdings, part: int, *, seed: int, initialize: Initialize | 
 
     Args:
         holdings: what belongs to which part.
-        part: the part, or `COMMON`.
+        part: the part.
         seed: the run's; draws belong to (seed, part).
         initialize: called as `initialize(name, module)`, in the place of `model.apply(initialize)`.
 

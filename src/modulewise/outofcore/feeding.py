@@ -75,7 +75,8 @@ class Frozen:
             batches: inputs x (N, ...).
             known: for each the boundaries at hand; what was made is added, what no later part reads is dropped.
         """
-        streamed = self.reader.stream(part for part in range(first, stop) if part != self.present)
+        others = [part for part in range(first, stop) if part != self.present]
+        streamed = self.reader.stream(others, present=self.present)
         for part in range(first, stop):
             values = next(streamed)[1] if part != self.present else {}
             with placed(self.holdings, values):
@@ -177,7 +178,8 @@ class Cached(Feed):
     def prepare(self, part: int) -> None:
         """Bring the store to the boundary below a part, one part after another."""
         count = len(self.loader.split)
-        for boundary, values in self.frozen.reader.stream(range(self.store.index + 1, part)):
+        missing = range(self.store.index + 1, part)
+        for boundary, values in self.frozen.reader.stream(missing, present=part):
 
             def compute(indices: Tensor, x: Any, boundary: int = boundary) -> Tensor:
                 known = {boundary - 1: self._rows(indices, x)} if boundary else {}

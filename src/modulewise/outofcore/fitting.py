@@ -99,6 +99,7 @@ class Fit:
         if saved is not None:
             reader.ahead(part + 1)
             values = {name: tensor.clone().to(self.learner.device) for name, tensor in saved.tensors["part"].items()}
+            values |= self.training.shards.borrowed(part, self.learner.device)
         else:
             values = reader.take(part)
             reader.ahead(part + 1)

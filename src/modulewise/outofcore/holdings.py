@@ -17,10 +17,7 @@ from ..partition import Partition
 from ..partition.tree import batch_size, map_tensors
 from ..partition.verification import undisturbed
 
-__all__ = ["COMMON", "Holdings", "Owner", "Place", "holdings_of", "placed"]
-
-COMMON = -1
-"""The index of what several parts read: tables and buffers for side inputs."""
+__all__ = ["Holdings", "Owner", "Place", "holdings_of", "placed"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,9 @@ class Holdings:
     """The tensors of a model on the meta device, by part.
 
     Args:
-        names: for every part, and for `COMMON`, the names of its parameters and buffers; of tied ones the first name.
+        names: for every part the names of its parameters and buffers; of tied ones the first name.
+        borrowed: for every part the names, of earlier parts, of what its run reads besides: tables and buffers for side
+            inputs, and what the model's own forward touches on the way to the part.
         places: where each tensor hangs, by its first name.
         aliases: every name in `state_dict()` of a tensor, by its first name; none for buffers that are not persistent.
         shells: what hung there when the model was cut, by first name: on the meta device, and put back in the end.
@@ -63,6 +62,7 @@ class Holdings:
     """
 
     names: Mapping[int, tuple[str, ...]]
+    borrowed: Mapping[int, tuple[str, ...]]
     places: Mapping[str, tuple[Place, ...]]
     aliases: Mapping[str, tuple[str, ...]]
     shells: Mapping[str, Tensor]
@@ -94,8 +94,8 @@ class _Reads(TorchDispatchMode):
 def holdings_of(partition: Partition) -> Holdings:
     """Share out a meta model's parameters and buffers among its parts.
 
-    Every part is run on the meta device, in train and eval mode; what one part reads is its own, what several read is
-    common, what none reads stays with its module.
+    Every part is run on the meta device, in train and eval mode. Parameters belong to the part that owns them, buffers
+    to the first part that reads them; what no part reads stays with its module.
 
     Raises:
         PartitionError: a parameter or buffer is not on the meta device.
@@ -110,14 +110,14 @@ def holdings_of(partition: Partition) -> Holdings:
         )
     readers = _readers(partition, shells)
     owners = {name: part.index for part in partition.parts for name in part.parameter_names}
-    names: dict[int, list[str]] = {index: [] for index in (COMMON, *range(len(partition)))}
-    for name in shells:
-        read = readers[name]
-        home = owners.get(name, _home(name, owners))
-        names[read.pop() if len(read) == 1 else COMMON if read else home].append(name)
+    owners |= {name: min(readers[name], default=_home(name, owners)) for name in shells if name not in owners}
+    parts = range(len(partition))
+    names = {part: tuple(name for name in shells if owners[name] == part) for part in parts}
+    borrowed = {
+        part: tuple(name for name in shells if part in readers[name] and owners[name] != part) for part in parts
+    }
     owned = {place: part for part, own in names.items() for name in own for place in places[name]}
-    shares = {part: tuple(own) for part, own in names.items()}
-    return Holdings(shares, places, aliases, shells, tuple(_owners(model, "", owned, set())))
+    return Holdings(names, borrowed, places, aliases, shells, tuple(_owners(model, "", owned, set())))
 
 
 def _places(model: nn.Module) -> tuple[dict[str, tuple[Place, ...]], dict[str, Tensor], dict[str, tuple[str, ...]]]:
@@ -178,10 +178,10 @@ def _boundary(partition: Partition, index: int, n: int) -> Tensor:
 
 
 def _home(name: str, owners: Mapping[str, int]) -> int:
-    """The part of a buffer that nothing reads: that of the parameters of its module, else nobody's."""
+    """The part of a buffer that nothing reads: that of the parameters of its module, else the first."""
     path = name.rpartition(".")[0]
     parts = {part for other, part in owners.items() if other.rpartition(".")[0] == path}
-    return parts.pop() if len(parts) == 1 else COMMON
+    return min(parts, default=0)
 
 
 @contextmanager

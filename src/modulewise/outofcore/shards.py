@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoint import apart, flush
 from ..errors import CheckpointError
-from .holdings import COMMON, Holdings
+from .holdings import Holdings
 
 __all__ = ["INDEX", "Reader", "Shards", "replace_file", "shard_name"]
 
@@ -25,10 +25,10 @@ INDEX = "model.safetensors.index.json"
 def shard_name(part: int) -> str:
     """The file of a part.
 
-    >>> shard_name(3), shard_name(COMMON)
-    ('part-00003.safetensors', 'part-common.safetensors')
+    >>> shard_name(3)
+    'part-00003.safetensors'
     """
-    return "part-common.safetensors" if part == COMMON else f"part-{part:05d}.safetensors"
+    return f"part-{part:05d}.safetensors"
 
 
 def replace_file(path: Path, write: Any) -> None:
@@ -85,18 +85,26 @@ class Shards:
         kept = {alias: tensor for name, tensor in tensors.items() for alias in aliases[name]}
         replace_file(self.path(part), lambda draft: save_file(apart(kept), draft, metadata={"format": "pt"}))
 
-    def read(self, part: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def read(
+        self, part: int, device: torch.device | str = "cpu", *, names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """A part's parameters and buffers, by first name, copied out of the mapped file.
+
+        Args:
+            part: which.
+            device: where to.
+            names: some of them; all where left out.
 
         Raises:
             CheckpointError: the file is missing, damaged or of another model.
         """
         aliases = self.holdings.aliases
         found: dict[str, Tensor] = {}
-        named = {aliases[name][0]: name for name in self.holdings.names[part] if aliases[name]}
-        aside = {name: name for name in self.holdings.names[part] if not aliases[name]}
-        for path, names in ((self.path(part), named), (self._aside(part), aside)):
-            found |= _read(path, names, device) if names else {}
+        wanted = self.holdings.names[part] if names is None else names
+        named = {aliases[name][0]: name for name in wanted if aliases[name]}
+        aside = {name: name for name in wanted if not aliases[name]}
+        for path, keys in ((self.path(part), named), (self._aside(part), aside)):
+            found |= _read(path, keys, device) if keys else {}
         for name, tensor in found.items():
             shell = self.holdings.shells[name]
             if tensor.shape != shell.shape or tensor.dtype != shell.dtype:
@@ -104,6 +112,15 @@ class Shards:
                     f"{self.path(part)} holds {name!r} as {tensor.dtype} {tuple(tensor.shape)}, expected {shell.dtype} "
                     f"{tuple(shell.shape)}; it is of another model"
                 )
+        return found
+
+    def borrowed(self, part: int, device: torch.device | str, *, present: int | None = None) -> dict[str, Tensor]:
+        """What a part reads of earlier parts, but for a part that the model holds at present."""
+        found: dict[str, Tensor] = {}
+        for owner, own in self.holdings.names.items():
+            names = sorted(set(own) & set(self.holdings.borrowed[part]))
+            if names and owner != present:
+                found |= self.read(owner, device, names=names)
         return found
 
     def finish(self) -> None:
@@ -151,16 +168,18 @@ class Reader:
         if part in self.shards.holdings.names and part not in self.coming:
             self.coming[part] = self.thread.submit(self.shards.read, part, self.device)
 
-    def take(self, part: int) -> dict[str, Tensor]:
-        """A part, read now unless it was begun before."""
+    def take(self, part: int, *, present: int | None = None) -> dict[str, Tensor]:
+        """A part and what it borrows, read now unless it was begun before; of the present part nothing."""
+        # What is borrowed is read late: the part that it belongs to may still be in training while others are read.
+        borrowed = self.shards.borrowed(part, self.device, present=present)
         self.ahead(part)
-        return self.coming.pop(part).result()
+        return self.coming.pop(part).result() | borrowed
 
-    def stream(self, parts: Iterable[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def stream(self, parts: Iterable[int], *, present: int | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """One part after another, each while the next one is read."""
         order = list(parts)
         for position, part in enumerate(order):
-            tensors = self.take(part)
+            tensors = self.take(part, present=present)
             for following in order[position + 1 : position + 2]:
                 self.ahead(following)
             yield part, tensors

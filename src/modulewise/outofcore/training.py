@@ -25,7 +25,7 @@ from .caching import FeatureSource
 from .drawing import Initialize, drawn
 from .feeding import Frozen
 from .fitting import Fit
-from .holdings import COMMON, holdings_of, placed
+from .holdings import holdings_of
 from .learning import Learner
 from .saving import StateFolder, claim, locked
 from .shards import Reader, Shards, replace_file
@@ -168,7 +168,7 @@ class OutOfCore:
         """
         if epochs < 1:
             raise MethodError(f"epochs={epochs}, expected at least 1")
-        with locked(self.folder), self._modes(), self._common():
+        with locked(self.folder), self._modes():
             return Fit(self, loader, epochs=epochs, features=features, every=every, callbacks=callbacks).run()
 
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
@@ -180,13 +180,11 @@ class OutOfCore:
                 for output, (x, y) in zip(self._outputs([x for x, _ in some]), some, strict=True):
                     yield output, y, batch_size(x)
 
-        with self._common():
-            return tally(outputs(), self.loss)
+        return tally(outputs(), self.loss)
 
     def predict(self, x: Any) -> Any:
         """The model's raw output on x, in eval mode, part by part."""
-        with self._common():
-            return self._outputs([x])[0]
+        return self._outputs([x])[0]
 
     def tensors(self, part: int) -> dict[str, Tensor]:
         """The parameters and buffers of a part as they are in the folder, by name."""
@@ -219,8 +217,8 @@ class OutOfCore:
         if self.shards.complete:
             return
         with locked(self.folder):
-            for part in (COMMON, *range(len(self.partition))):
-                if self.holdings.names[part] and not self.shards.path(part).is_file():
+            for part in range(len(self.partition)):
+                if not self.shards.path(part).is_file():
                     self.shards.write(part, drawn(self.holdings, part, seed=seed, initialize=initialize))
             self.shards.finish()
 
@@ -231,13 +229,6 @@ class OutOfCore:
         known: list[dict[int, Any]] = [{} for _ in inputs]
         self.frozen.run(0, last + 1, inputs, known)
         return [boundaries[last] for boundaries in known]
-
-    @contextmanager
-    def _common(self) -> Iterator[None]:
-        """Let the model hold what several parts read."""
-        values = self.shards.read(COMMON, self.device) if self.holdings.names[COMMON] else {}
-        with placed(self.holdings, values):
-            yield
 
     @contextmanager
     def _modes(self) -> Iterator[None]:
