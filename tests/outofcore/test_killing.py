@@ -13,7 +13,7 @@ from small_networks import differing
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
-@pytest.mark.parametrize(("kind", "first", "stride"), [("disk", 0, 11), ("host", 3, 29), ("again", 5, 31)])
+@pytest.mark.parametrize(("kind", "first", "stride"), [("disk", 0, 17), ("host", 3, 41), ("again", 5, 43)])
 def test_a_run_killed_twice_ends_as_if_it_never_was(tmp_path, kind, first, stride):
     """While drawing, in a step, in the middle of a save or a rename, between a part's end and its file, in a cache."""
     script = Path(__file__).with_name("killing.py")
