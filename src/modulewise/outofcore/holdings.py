@@ -143,15 +143,16 @@ def _readers(partition: Partition, shells: Mapping[str, Tensor]) -> dict[str, se
     x = partition.example
     n = batch_size(x)
     for training in (True, False):
-        for part in range(len(partition)):
-            fed = {j: _boundary(partition, j, n) for j in partition.reads(x, part)}
-            # Inside, buffers are copies: their storages are looked up there.
-            with undisturbed(model, training=training), torch.no_grad(), _Reads() as reads:
+        with undisturbed(model, training=training), torch.no_grad():
+            for part in range(len(partition)):
+                fed = {j: _boundary(partition, j, n) for j in partition.reads(x, part)}
+                # In here buffers are copies, which a forward may replace: their storages are looked up every time.
                 keys = {name: t.untyped_storage()._cdata for name, t in _tensors(model) if name in found}
-                partition.run(part, map_tensors(lambda t: t.clone(), x), fed)
-            for name, key in keys.items():
-                if key in reads.seen:
-                    found[name].add(part)
+                with _Reads() as reads:
+                    partition.run(part, map_tensors(lambda t: t.clone(), x), fed)
+                for name, key in keys.items():
+                    if key in reads.seen:
+                        found[name].add(part)
     return found
 
 
