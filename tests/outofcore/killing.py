@@ -27,6 +27,7 @@ from modulewise.outofcore.caching import DiskStore
 from modulewise.outofcore.learning import Learner
 
 SOURCES = {"disk": DiskCache(), "host": HostCache(), "again": Recompute(batches=3)}
+EVERY = {"disk": 2, "host": 100, "again": None}
 
 
 def network() -> nn.Module:
@@ -43,7 +44,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 
 def fit(folder: Path, kind: str) -> Any:
     run = out_of_core(folder, network, cuts=("0", "1"), optimizer=adam)
-    run.fit(loader(), epochs=EPOCHS, features=SOURCES[kind], every=2)
+    run.fit(loader(), epochs=EPOCHS, features=SOURCES[kind], every=EVERY[kind])
     return run
 
 

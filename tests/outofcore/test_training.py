@@ -199,3 +199,30 @@ def test_on_meta_a_partition_finds_the_cuts_that_a_real_model_has():
 
 def test_loss_functions_with_parameters_stay_where_they_are(tmp_path):
     both(tmp_path, sequential, None, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "kind"), [(10**9, 10**9, HostCache), (0, 0, Recompute), (0, 10**9, (DiskCache, Recompute))]
+)
+def test_the_source_of_features_is_planned_from_what_is_free_and_kept_for_later(
+    tmp_path, monkeypatch, memory, disk, kind
+):
+    monkeypatch.setattr("modulewise.outofcore.choosing.free_bytes", lambda folder: (memory, disk))
+    run, stop = out_of_core(tmp_path), RuntimeError("stop")
+
+    def raises(_: Any) -> None:
+        raise stop
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run.fit(loader(), epochs=1, callbacks=[raises])
+    saved = run.saved.read().facts["features"]
+    assert saved["type"] in {k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))}
+    monkeypatch.setattr("modulewise.outofcore.choosing.free_bytes", lambda folder: (10**9 - memory, 0))
+    out_of_core(tmp_path).fit(loader(), epochs=1)
+    assert run.saved.read().facts["features"] == saved
+
+
+def test_parts_are_read_to_memory_aligned_as_torch_aligns_it(tmp_path):
+    """Else sums could be rounded by where a mapped tensor happens to begin."""
+    run = out_of_core(tmp_path)
+    assert all(t.data_ptr() % 64 == 0 for part in range(4) for t in run.tensors(part).values() if t.numel())
