@@ -27,7 +27,7 @@ from modulewise.outofcore.caching import DiskStore
 from modulewise.outofcore.learning import Learner
 
 SOURCES = {"disk": DiskCache(), "host": HostCache(), "again": Recompute(batches=3)}
-EVERY = {"disk": 2, "host": 100, "again": None}
+EVERY = {"disk": 2, "host": 100, "again": 2}
 
 
 def network() -> nn.Module:

@@ -16,7 +16,7 @@ from small_networks import differing
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
-@pytest.mark.parametrize(("kind", "first", "stride"), [("disk", 0, 29), ("host", 3, 17), ("again", 5, 61)])
+@pytest.mark.parametrize(("kind", "first", "stride"), [("disk", 0, 29), ("host", 3, 17), ("again", 5, 37)])
 def test_a_run_killed_twice_ends_as_if_it_never_was(tmp_path, kind, first, stride):
     """While drawing, in a step, in the middle of a save or a rename, between a part's end and its file, in a cache."""
     script = Path(__file__).with_name("killing.py")
