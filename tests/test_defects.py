@@ -17,7 +17,7 @@ from torch.nn import functional
 import modulewise as mw
 from modulewise import checkpoint
 from modulewise.engine.updating import guarded_step
-from modulewise.errors import NonFiniteLossError
+from modulewise.errors import CheckpointError, NonFiniteLossError
 from modulewise.methods.objectives import TaskLoss
 from modulewise.seeding import seed_of, set_generators
 
@@ -259,7 +259,7 @@ def test_a_save_that_breaks_off_leaves_the_last_checkpoint(tmp_path: Path, monke
     disk = Disk(monkeypatch)
     for room in range(8):  # six files of tensors, the facts, the name of the newest
         disk.room = room
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(CheckpointError, match="no space"):
             trainer.save(tmp_path)
         fresh = trainer_of(chain(), mw.methods.DGL(classes=3)).load(tmp_path)
         assert same_weights(fresh.partition.model, saved)

@@ -4,7 +4,7 @@ A user brings any `nn.Module`; modulewise cuts it into parts, gives each part it
 one after another or side by side. See `Partition`, `Trainer` and the methods in `modulewise.methods`.
 """
 
-from . import balance, buffers, checks, data, heads, losses, metering, methods, models, schedules, wires
+from . import balance, buffers, checks, data, heads, losses, metering, methods, models, outofcore, schedules, wires
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
 from .engine.fitting import Epoch
@@ -14,6 +14,7 @@ from .errors import ModulewiseError
 from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, Solver, SolverMethod
 from .methods.objectives import HeadLoss, TaskLoss
 from .objective import Context, LayerRule, Objective, Role, Signal, Site
+from .outofcore import OutOfCore
 from .partition import Block, Boundary, Part, Partition, TimePartition
 from .trainer import Trainer
 
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "ModulewiseError",
     "Objective",
+    "OutOfCore",
     "Part",
     "Partition",
     "PartwiseMethod",
@@ -58,6 +60,7 @@ __all__ = [
     "metering",
     "methods",
     "models",
+    "outofcore",
     "schedules",
     "wires",
 ]

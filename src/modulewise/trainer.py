@@ -201,7 +201,7 @@ class Trainer:
                 its own) goes on where it was; any other is read from its start, and as many batches are left out
                 as had been seen: the same ones only if its order is.
             epochs: passes per part, >= 1.
-            schedule: one of `schedules`, such as `simultaneous` (default) or one with settings, `Asynchronous(reuse=2)`.
+            schedule: one of `schedules`, `simultaneous` unless given, or with settings: `Asynchronous(reuse=2)`.
             validate: batches to evaluate on after every epoch.
             callbacks: called after every epoch with an `Epoch`.
             checkpoint: folder to save to; a trainer loaded from it goes on where it was saved.

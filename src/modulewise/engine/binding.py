@@ -15,7 +15,7 @@ from ..objective import Loss, Objective, Site
 from ..partition import AnyPartition, TimePartition
 from ..seeding import preserved_generators, seed_of, set_generators
 
-__all__ = ["bind", "check_phases", "check_taps", "check_windows", "refuse_settings", "with_views"]
+__all__ = ["bind", "bind_part", "check_phases", "check_taps", "check_windows", "refuse_settings", "with_views"]
 
 _SETTINGS = ("optimizer", "scheduler", "clip_norm", "precision", "accumulate", "compile", "recompute")
 _UNSET = (None, None, None, torch.float32, 1, False, False)
@@ -24,26 +24,48 @@ _UNSET = (None, None, None, torch.float32, 1, False, False)
 def bind(partition: AnyPartition, method: PartwiseMethod, loss: Loss, *, seed: int) -> list[Objective]:
     """One objective a part, on the part's device, its heads drawn from a seed of their own."""
     objectives: list[Objective] = []
-    with preserved_generators():
-        for part in partition.parts:
-            site = Site(
-                part.index,
-                len(partition),
-                part.input,
-                part.output,
-                _of_window(partition, part.index, loss) if isinstance(partition, TimePartition) else loss,
-                blocks=lambda index=part.index: partition.blocks(index),  # type: ignore[misc]
-                modules=part.modules,
-                x=partition.example,
-                moments=partition.shape if isinstance(partition, TimePartition) else None,
-            )
-            set_generators(seed_of(seed, "heads", part.index))
-            objective = method.objective(site)
-            if isinstance(partition, TimePartition):
-                objective = _windowed(partition, site, objective, objectives)
-            first = next(partition.model.parameters(), None)
-            objectives.append(objective if first is None else objective.to(first.device))
+    first = next(partition.model.parameters(), None)
+    for part in range(len(partition)):
+        objective = bind_part(partition, method, loss, part, seed=seed, earlier=objectives)
+        objectives.append(objective if first is None else objective.to(first.device))
     return objectives
+
+
+def bind_part(
+    partition: AnyPartition,
+    method: PartwiseMethod,
+    loss: Loss,
+    index: int,
+    *,
+    seed: int,
+    earlier: Sequence[Objective] = (),
+) -> Objective:
+    """The objective of one part, on the CPU, its heads drawn from a seed of their own.
+
+    Args:
+        partition: the parts.
+        method: what gives each its objective.
+        loss: the task's.
+        index: the part.
+        seed: the run's seed.
+        earlier: of windows of time, the objectives of the windows before.
+    """
+    part = partition.parts[index]
+    site = Site(
+        index,
+        len(partition),
+        part.input,
+        part.output,
+        _of_window(partition, index, loss) if isinstance(partition, TimePartition) else loss,
+        blocks=lambda: partition.blocks(index),
+        modules=part.modules,
+        x=partition.example,
+        moments=partition.shape if isinstance(partition, TimePartition) else None,
+    )
+    with preserved_generators():
+        set_generators(seed_of(seed, "heads", index))
+        objective = method.objective(site)
+        return _windowed(partition, site, objective, earlier) if isinstance(partition, TimePartition) else objective
 
 
 def _of_window(partition: TimePartition, index: int, loss: Loss) -> Loss:

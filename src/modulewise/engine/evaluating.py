@@ -14,7 +14,7 @@ from ..objective import Loss
 from ..partition.tree import batch_size, call_model, plain
 from .features import evaluating
 
-__all__ = ["Evaluation", "correct", "evaluate"]
+__all__ = ["Evaluation", "correct", "evaluate", "tally"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,20 @@ def correct(output: Any, y: Any) -> Tensor | None:
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Iterable[Any], loss: Loss) -> Evaluation:
     """Mean loss and accuracy over batches (x, y), in eval mode, without gradients."""
-    total, right, labels, samples = 0.0, 0.0, 0, 0
     with evaluating(model):
-        for x, y in loader:
-            output = call_model(model, plain(x))
-            n = batch_size(x)
-            total += float(loss(output, y)) * n
-            hits = correct(output, y)
-            if hits is not None:
-                right, labels = right + float(hits.sum()), labels + hits.numel()
-            samples += n
+        return tally(((call_model(model, plain(x)), y, batch_size(x)) for x, y in loader), loss)
+
+
+@torch.no_grad()
+def tally(outputs: Iterable[tuple[Any, Any, int]], loss: Loss) -> Evaluation:
+    """Mean loss and accuracy over (output, y, number of samples) of batches."""
+    total, right, labels, samples = 0.0, 0.0, 0, 0
+    for output, y, n in outputs:
+        total += float(loss(output, y)) * n
+        hits = correct(output, y)
+        if hits is not None:
+            right, labels = right + float(hits.sum()), labels + hits.numel()
+        samples += n
     if samples == 0:
         raise DataError("the loader gives no batch, expected at least one")
     return Evaluation(total / samples, right / labels if labels else None, samples)

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..method import Method
 from ..partition import AnyPartition
 from ..partition.tree import batch_size, tensors
 
-__all__ = ["FeatureCache", "evaluating", "frozen_boundaries"]
+__all__ = ["FeatureCache", "comes_back", "evaluating", "frozen_boundaries"]
+
+
+def comes_back(partition: AnyPartition, method: Method, loader: Any) -> bool:
+    """Whether a sample looks the same in every pass and feeds the next part by one boundary: then that may be kept."""
+    unchanged = not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
+    return hasattr(loader, "indexed") and unchanged and not method.makes_views and not partition.ports
 
 
 @contextmanager

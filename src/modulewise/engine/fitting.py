@@ -17,7 +17,7 @@ from ..schedules import FINAL, Asynchronous, Event, Schedule, Sequential, State,
 from .actors.driving import drive
 from .batches import Batch, check_batch
 from .epochs import Epoch, Pass
-from .features import FeatureCache, frozen_boundaries
+from .features import FeatureCache, comes_back, frozen_boundaries
 from .simulating import simulate
 
 if TYPE_CHECKING:
@@ -67,10 +67,7 @@ class Fit:
     def _fill(self, part: int) -> None:
         """Keep the features of the finished parts, where samples come back unchanged and nothing else is read."""
         loader, partition = self.loader, self.trainer.partition
-        keeps = (
-            hasattr(loader, "indexed") and not getattr(loader, "augmented", True) and getattr(loader, "views", 1) == 1
-        )
-        if not keeps or self.trainer.method.makes_views or partition.ports or self.cache.limit_bytes == 0:
+        if not comes_back(partition, self.trainer.method, loader) or self.cache.limit_bytes == 0:
             self.cached = False
             return
         if self.cache.index != part - 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["FORMAT", "commit", "damaged", "flush", "read_facts", "read_tensors"]
+__all__ = ["FORMAT", "NAMES", "apart", "damaged", "flush", "read_facts", "read_tensors", "write_state"]
 
 FORMAT = 2
-_NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
+NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the host, none sharing memory with another."""
     seen: set[int] = set()
-    apart = {}
+    found = {}
     for name, tensor in state.items():
         host = tensor.detach().cpu().contiguous()
-        apart[name] = host.clone() if host.untyped_storage()._cdata in seen or host.dim() == 0 else host
+        found[name] = host.clone() if host.untyped_storage()._cdata in seen or host.dim() == 0 else host
         seen.add(host.untyped_storage()._cdata)
-    return apart
+    return found
 
 
 def flush(path: Path) -> None:
@@ -40,11 +41,11 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def commit(target: Path, facts: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+def write_state(target: Path, facts: dict[str, Any], tensors: Mapping[str, dict[str, Tensor]]) -> None:
     """Write a state to a folder of its own that appears whole, on disk, or not at all; one that is there is replaced.
 
     Raises:
-        CheckpointError: the facts are not plain data.
+        CheckpointError: the facts are not plain data, or the disk is full; other states are as they were.
     """
     try:
         text = json.dumps(facts, indent=1)
@@ -53,14 +54,26 @@ def commit(target: Path, facts: dict[str, Any], tensors: dict[str, dict[str, Ten
             f"the state of a scheduler or loader is not plain data ({error}); save without it"
         ) from error
     folder = target.parent
+    try:
+        _write(target, text, tensors)
+    except (OSError, SafetensorError) as error:
+        for draft in folder.glob(".writing-*"):
+            shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"a checkpoint could not be written to {folder} ({error}); the one before is as it was; make room and go on"
+        ) from error
+
+
+def _write(target: Path, facts: str, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+    folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".writing-*"):
         shutil.rmtree(stale, ignore_errors=True)
     draft = folder / f".writing-{target.name[6:]}"
     draft.mkdir()
     for name, group in tensors.items():
-        save_file(_apart(group), draft / f"{name}.safetensors")
-    (draft / "trainer.json").write_text(text)
+        save_file(apart(group), draft / f"{name}.safetensors")
+    (draft / "trainer.json").write_text(facts)
     for path in [*draft.iterdir(), draft]:
         flush(path)
     shutil.rmtree(target, ignore_errors=True)
@@ -83,14 +96,14 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+def read_tensors(path: Path, names: Sequence[str] = NAMES) -> dict[str, dict[str, Tensor]]:
     """What `tensors_of` gave, from the folder of one state.
 
     Raises:
         CheckpointError: damaged or incomplete.
     """
     try:
-        return {name: load_file(path / f"{name}.safetensors") for name in _NAMES}
+        return {name: load_file(path / f"{name}.safetensors") for name in names}
     except (OSError, ValueError, SafetensorError) as error:
         raise damaged(path, error) from error
 

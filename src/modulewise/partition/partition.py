@@ -20,7 +20,7 @@ from .shadowing import scratch_buffers
 from .slices import blocks_after, measure_slices
 from .survey import Survey, paths_of
 from .table import table
-from .tree import batch_size, map_tensors, plain, signature, structure
+from .tree import batch_size, map_tensors, plain, signature, structure, where_model_is
 
 __all__ = ["Part", "Partition"]
 
@@ -30,7 +30,8 @@ class Partition:
 
     Nothing is rewritten, traced, copied or renamed: `state_dict()` keys and parameter identities stay, and the object
     passed in is the trained model. At construction the model is run on a few samples of the example and the composed
-    parts are compared with the whole model, bit for bit, in eval and train mode and at two batch sizes.
+    parts are compared with the whole model, bit for bit, in eval and train mode and at two batch sizes. A model on the
+    meta device has shapes and no values: shapes, gradient flags and what crosses a cut are checked, values are not.
 
     Args:
         model: any `nn.Module` whose forward crosses every cut with one tensor.
@@ -70,7 +71,7 @@ class Partition:
         if isinstance(cuts, str):
             raise PartitionError(f"cuts={cuts!r} is one string, expected a list of module names; write [{cuts!r}]")
         self.model = model
-        self.example = plain(example)
+        self.example = where_model_is(model, plain(example))
         self._survey = Survey(model, self.example)
         if cuts is None:
             assert parts is not None

@@ -42,7 +42,14 @@ class Survey:
             foreign = self._record(example)
         except PartitionError:
             raise
-        except Exception:
+        except Exception as error:
+            if any(parameter.is_meta for parameter in model.parameters()):
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise PartitionError(
+                    f"the model does not run on the meta device ({reason}), "
+                    "expected a forward that needs no values (no .item(), nothing kept on another device); build the "
+                    "whole model under `with torch.device('meta')`, or give it values"
+                ) from error
             # A model that takes only batches of its own size (folded frames, pairs) is recorded at multiples of it.
             self.sizes = (self.n, 2 * self.n)
             foreign = self._record_multiples(example)

@@ -7,13 +7,24 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..errors import DataError
 
-__all__ = ["batch_size", "call_model", "is_fake", "map_tensors", "rebatch", "signature", "structure", "tensors"]
+__all__ = [
+    "batch_size",
+    "call_model",
+    "is_fake",
+    "map_tensors",
+    "plain",
+    "rebatch",
+    "signature",
+    "structure",
+    "tensors",
+    "where_model_is",
+]
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -47,6 +58,12 @@ def plain(x: Any) -> Any:
     if isinstance(x, Mapping):
         return dict(x)
     return tuple(x) if isinstance(x, list) else x
+
+
+def where_model_is(model: nn.Module, x: Any) -> Any:
+    """The input as it is; for a model on the meta device without its values, on that device as well."""
+    first = next(model.parameters(), None)
+    return map_tensors(lambda leaf: leaf.to("meta"), x) if first is not None and first.is_meta else x
 
 
 def call_model(model: Callable[..., Any], x: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import checkpoint
 from ...errors import CheckpointError
-from ..state_files import commit, read_facts, read_tensors
+from ..state_files import read_facts, read_tensors, write_state
 from .gathering import own_names
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def write_piece(trainer: Trainer, folder: Path, *, own: range, share: int, share
         whole = replace(trainer.progress, parts=len(trainer.partition), first=0, part=0)
         facts["progress"] = asdict(whole)
     target = folder / f"share-{share}-of-{shares}" / f"state-{trainer.steps:08d}"
-    commit(target, facts, tensors)
+    write_state(target, facts, tensors)
     last = max(complete(folder).get(shares, []), default=-1)
     for path in target.parent.glob("state-*"):
         if int(path.name[6:]) < last:
