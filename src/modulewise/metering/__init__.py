@@ -2,16 +2,21 @@
 
 from .ledger import Category, MemoryReport
 from .memory import MemoryMeter, measure_step, saved_bytes
+from .operations import counted_flops
 from .timing import Timing, interleaved_seconds, ratio, step_seconds
+from .weightless import shapes, weightless
 
 __all__ = [
     "Category",
     "MemoryMeter",
     "MemoryReport",
     "Timing",
+    "counted_flops",
     "interleaved_seconds",
     "measure_step",
     "ratio",
     "saved_bytes",
+    "shapes",
     "step_seconds",
+    "weightless",
 ]

@@ -113,6 +113,24 @@ class MemoryMeter:
             raise ModulewiseError("got a meter that has not run; read its report in or after its `with` block")
         return self._report
 
+    def lap(self) -> MemoryReport:
+        """The figures since the block began or the last lap ended; the peak of the next lap is looked for anew.
+
+        Raises:
+            ModulewiseError: the meter is not running.
+
+        >>> with MemoryMeter() as meter:
+        ...     _ = torch.ones(8).sum()
+        ...     first = meter.lap()
+        ...     _ = torch.ones(2).sum()
+        >>> first.peak_bytes > meter.report().peak_bytes
+        True
+        """
+        if self._ledger is None:
+            raise ModulewiseError("got a meter that is not running; take laps inside its `with` block")
+        self._claim()
+        return self._ledger.lap()
+
     @contextmanager
     def region(self, category: Category) -> Iterator[None]:
         """Count what is made in this block under a category, until it is recognised as something else.
