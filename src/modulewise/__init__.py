@@ -4,7 +4,7 @@ A user brings any `nn.Module`; modulewise cuts it into parts, gives each part it
 one after another or side by side. See `Partition`, `Trainer` and the methods in `modulewise.methods`.
 """
 
-from . import balance, checks, data, heads, losses, metering, methods, models, schedules
+from . import balance, checks, data, heads, losses, metering, methods, models, planning, schedules
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
 from .engine.fitting import Epoch
@@ -13,6 +13,7 @@ from .method import Family, Locality, Method, PartwiseMethod, Reach, Reference, 
 from .methods.objectives import HeadLoss, TaskLoss
 from .objective import Context, LayerRule, Objective, Role, Signal, Site
 from .partition import Block, Boundary, Part, Partition, TimePartition
+from .planning import plan
 from .trainer import Trainer
 
 __version__ = "0.1.0"
@@ -53,5 +54,7 @@ __all__ = [
     "metering",
     "methods",
     "models",
+    "plan",
+    "planning",
     "schedules",
 ]

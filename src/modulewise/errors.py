@@ -12,6 +12,7 @@ __all__ = [
     "ModulewiseError",
     "NonFiniteLossError",
     "PartitionError",
+    "PlanError",
     "suggest",
 ]
 
@@ -26,6 +27,10 @@ class PartitionError(ModulewiseError):
 
 class MethodError(ModulewiseError):
     """The method does not fit the partition, the schedule or the batch."""
+
+
+class PlanError(ModulewiseError):
+    """Nothing fits the memory or the devices asked for; says what would."""
 
 
 class DataError(ModulewiseError):

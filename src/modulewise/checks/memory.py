@@ -16,8 +16,8 @@ def memory(trainer: Trainer, x: Any, y: Any) -> MemoryReport:
     """The peak bytes of one training step, by what they are for; the trainer stays as it is.
 
     The step runs on a copy whose tensors have shapes and no memory, so that a batch or a model can be measured that
-    would not fit; it is the second step, with the optimisers' state in place. Only shapes of x and y count, and a trainer made
-    on the meta device is measured as if on the CPU.
+    would not fit; it is the second step, with the optimisers' state in place. Only shapes of x and y count, and
+    a trainer made on the meta device is measured as if on the CPU.
 
     Args:
         trainer: any trainer whose forward does not depend on values.

@@ -1,8 +1,9 @@
 """Honest figures: peak bytes and seconds of any training step, whatever trains it."""
 
 from .ledger import Category, MemoryReport
-from .memory import MemoryMeter, measure_step, saved_bytes
+from .memory import MemoryMeter, measure_step
 from .operations import counted_flops
+from .saved import saved_bytes
 from .timing import Timing, interleaved_seconds, ratio, step_seconds
 from .weightless import shapes, weightless
 
