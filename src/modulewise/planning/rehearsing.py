@@ -129,7 +129,8 @@ def _step(trainer: Trainer, x: Any, y: Any, views: int, lap: Callable[[Callable[
         with nameable(trainer, 0):
             lap(lambda: _discard(trainer.step(x, y, views=views)))
         return
-    x, views = trainer.prepared(x, y, views=views)
+    with nameable(trainer, 0):
+        x, views = trainer.prepared(x, y, views=views)
     batch = trainer.batch(x, y, views=views)
     with trainer.guarded():
         for part in range(len(trainer.partition)):
@@ -172,8 +173,10 @@ def _culprit(trainer: Trainer, part: int, error: BaseException) -> str:
         trace = trace.tb_next
     if any(f"torch{separator}optim" in name for name in frames for separator in "/\\"):
         return f"the optimiser of part {part} ({_optimizers(trainer)})"
-    objective = type(trainer.objectives[part]).__name__ if trainer.objectives else "the solver"
-    return f"the objective of part {part} ({objective} of {type(trainer.method).__name__})"
+    method = type(trainer.method).__name__
+    if not trainer.objectives:
+        return f"the solver of {method}"
+    return f"the objective of part {part} ({type(trainer.objectives[part]).__name__} of {method})"
 
 
 def _optimizers(trainer: Trainer) -> str:
