@@ -122,7 +122,8 @@ def measured(case: Case, cuts: tuple[str, ...]) -> tuple[int, int | None]:
     trainer = mw.Trainer(
         partition, case.method, loss=mw.losses.classification, optimizer=case.optimizer, seed=SEED, **case.settings
     )
-    trainer.step(x, y)
+    for _ in range(1 + max((objective.delay for objective in trainer.objectives), default=0)):
+        trainer.step(x, y)
     _resident("VmRSS", trimmed=True)
     _forget_highest()
     trainer.step(x, y)

@@ -33,6 +33,8 @@ def test_equal_stages_have_the_bubble_of_the_papers(p: int, m: int) -> None:
     stages = [EVEN] * p
     assert bubble(stages, gpipe(stages, m)) == pytest.approx((p - 1) / (m + p - 1))
     assert bubble(stages, one_forward_one_backward(stages, m)) == pytest.approx((p - 1) / (m + p - 1))
+    if m < p:  # too few micro-batches for the gradients of weights to fill the wait
+        return
     idle = one_forward_one_backward(stages, m) - bubble_free(stages)
     assert zero_bubble_h1(stages, m) - bubble_free(stages) == pytest.approx(idle / 3)
 
@@ -48,7 +50,7 @@ def test_gpipe_of_unequal_stages_is_one_pass_up_and_one_down(stages: list[Stage]
 @pytest.mark.parametrize("m", [1, 2, 4, 8])
 @pytest.mark.parametrize("stages", [UNEVEN, UNEVEN[::-1]], ids=["uneven", "reversed"])
 def test_times_of_unequal_stages_lie_between_their_bounds(stages: list[Stage], m: int) -> None:
-    """A stage waits for the first micro-batch to come up and the last to go down; nothing is idle for longer than that."""
+    """A stage waits for the first micro-batch to come up and the last to go down; no schedule is faster."""
     way_up = [sum(s.forward for s in stages[:d]) for d in range(len(stages))]
     way_down = [sum(s.to_input + s.to_weights for s in stages[:d]) for d in range(len(stages))]
     at_least = max(s.work + (up + down) / m for s, up, down in zip(stages, way_up, way_down, strict=True))

@@ -141,14 +141,15 @@ def drawn(
     own_laps = not rehearsal.waits
     kept = sum(state.kept for state in rehearsal.states)
     heads = sum(state.head_bytes for state in rehearsal.states)
-    rows = []
+    rows, plans = [], partition.plans(task.x)
     for index, (state, run) in enumerate(zip(rehearsal.states, slices, strict=True)):
         worst = max(rehearsal.laps, key=lambda lap: lap.report.peak_bytes)
         lap = rehearsal.laps[index] if own_laps else worst
         at_peak = lap.report.at_peak
-        alone = (
-            lap.report.peak_bytes - (kept - state.kept) if own_laps else int(cost(run)) + state.kept + task.fed_bytes
-        )
+        # The input travels no further than the first part, unless a later one makes side inputs of it.
+        unread = task.input_bytes if index and not plans[index].reads_batch else 0
+        without = int(cost(run)) + state.kept + task.fed_bytes - unread
+        alone = lap.report.peak_bytes - (kept - state.kept) - unread if own_laps else without
         plain = sum(piece.forward_flops + piece.input_flops + piece.weight_flops for piece in run)
         rows.append(
             PlannedPart(

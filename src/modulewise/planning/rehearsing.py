@@ -82,7 +82,7 @@ class Rehearsal:
 
 
 def rehearse(trainer: Trainer, x: Any, y: Any, *, views: int = 1, counted: bool = True) -> Rehearsal:
-    """The second step of a trainer (the first makes the optimisers' state), on a copy without memory.
+    """A later step of a trainer, on a copy without memory: with optimisers' state made and delayed batches kept.
 
     Args:
         trainer: any, also one whose model is on the meta device; it stays as it is.
@@ -97,7 +97,8 @@ def rehearse(trainer: Trainer, x: Any, y: Any, *, views: int = 1, counted: bool 
     mode = FakeTensorMode()
     subject, x, y = weightless((trainer, x, y), mode)
     with mode:
-        _step(subject, x, y, views, lambda run: run())
+        for _ in range(1 + max((objective.delay for objective in subject.objectives), default=0)):
+            _step(subject, x, y, views, lambda run: run())
         laps: list[Lap] = []
         with MemoryMeter(
             model=subject.partition.model,

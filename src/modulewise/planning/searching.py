@@ -18,6 +18,9 @@ from .task import Residence, Task
 __all__ = ["Costs", "Found", "costs_of", "fewest", "foretell", "named"]
 
 
+CAUTION = 0.95
+"""Parts whose estimate is above the limit by less than this are tried."""
+
 CHECKPOINTS = 24
 """Most parts that the checkpointed control is tried with."""
 
@@ -31,12 +34,14 @@ class Costs:
         slices: all of them, in order.
         extras: for every slice what an objective at its end takes on top of the slice's own peak.
         kept: for every slice its parameters and optimiser state.
+        ratio: the measured peak of one slice a part relative to its estimate.
     """
 
     task: Task
     slices: tuple[Slice, ...]
     extras: tuple[int, ...]
     kept: tuple[int, ...]
+    ratio: float = 1.0
     known: dict[tuple[int, int], float] = field(default_factory=dict)
 
     @cached_property
@@ -57,7 +62,7 @@ class Costs:
             )
             for piece in self.slices
         )
-        return Costs(task, slices, tuple(round(share * extra) for extra in self.extras), self.kept)
+        return Costs(task, slices, tuple(round(share * extra) for extra in self.extras), self.kept, self.ratio)
 
     def needs(self, ends: Sequence[int]) -> float:
         """The peak of the neediest part of a split."""
@@ -152,34 +157,45 @@ def costs_of(task: Task, whole: Partition) -> Costs:
             continue
         beside = rehearsal.laps[index].report.peak_bytes - everything - fed - int(cost([piece]))
         extras.append(max(0, beside) + rehearsal.states[index].head_bytes)
-    return Costs(task, slices, tuple(extras), kept)
+    costs = Costs(task, slices, tuple(extras), kept)
+    ends = list(range(len(slices) - 1))
+    found = Found(finest, rehearsal, tuple((piece,) for piece in slices))
+    return replace(costs, ratio=found.plan(task, (), None).peak / costs.needs(ends), known={})
 
 
 def fewest(task: Task, costs: Costs, limit: int, *, at_least: int = 1) -> Found | None:
     """The fewest parts that fit a limit, as whole steps without memory say; None where no number does.
 
-    An estimate says where to begin; each step tried corrects it. A step's peak decides, never the estimate.
+    Estimates say where to begin and which fewer parts may fit as well; a step's peak decides, never an estimate.
     """
-    most, scale = len(costs.slices), 1.0
-    parts = costs.least(limit, at_least=at_least)
-    best, tried = None, {}
-    while parts not in tried and at_least <= parts <= most:
-        ends = costs.ends(parts)
-        try:
-            found = tried[parts] = named(task, costs, ends)
-        except MethodError:
-            if parts == most:
-                break
-            raise
-        peak = found.plan(task, (), limit).peak
+    most, ratios, tried = len(costs.slices), [costs.ratio], set[int]()
+    parts = costs.least(limit / costs.ratio, at_least=at_least)
+    best = None
+    while best is None and parts not in tried:
+        found, peak, ratio = _tried(task, costs, parts, limit)
+        tried.add(parts)
+        ratios.append(ratio)
         if peak <= limit:
-            best, parts = found, parts - 1
-            continue
-        if best is not None or parts == most:
+            best = found
+        else:
+            more = costs.least(limit / max(ratios), at_least=at_least)
+            parts = min(most, max(parts + 1, more))
+    for fewer in range(parts - 1, at_least - 1, -1):
+        if best is None or costs.needs(costs.ends(fewer)) * min(ratios) * CAUTION > limit:
             break
-        scale = max(scale, peak / costs.needs(ends))
-        parts = max(parts + 1, costs.least(limit / scale, at_least=at_least))
+        if fewer not in tried:
+            found, peak, ratio = _tried(task, costs, fewer, limit)
+            ratios.append(ratio)
+            best = found if peak <= limit else best
     return best
+
+
+def _tried(task: Task, costs: Costs, parts: int, limit: int) -> tuple[Found, int, float]:
+    """So many parts, their peak, and how it compares with its estimate."""
+    ends = costs.ends(parts)
+    found = named(task, costs, ends)
+    peak = found.plan(task, (), limit).peak
+    return found, peak, peak / costs.needs(ends)
 
 
 def _checkpoints(costs: Costs) -> list[int]:

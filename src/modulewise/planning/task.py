@@ -94,6 +94,11 @@ class Task:
         """Bytes of the batch."""
         return sum(t.numel() * t.element_size() for t in tensors([self.x, self.y]))
 
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the batch without its labels."""
+        return sum(t.numel() * t.element_size() for t in tensors(self.x))
+
     def at(self, batch: int) -> Task:
         """The same with another batch size."""
         x, y = (_rebatched(tree, size) for tree, size in ((self.x, batch * self.views), (self.y, batch)))
