@@ -134,9 +134,9 @@ def test_the_plan_fits_and_no_fewer_parts_do(residence: planning.Residence) -> N
     wanted = task(perceptron(), residence=residence)
     peaks = [planning.predict(wanted, parts=parts).peak for parts in range(1, 4)]
     assert peaks == sorted(peaks, reverse=True)
-    for parts, peak in enumerate(peaks, 1):
+    for peak in peaks:
         plan = planning.find(wanted, peak)
-        assert (len(plan.parts), plan.peak) == (parts, peak)
+        assert (len(plan.parts), plan.peak) == (1 + peaks.index(peak), peak)
 
 
 def test_one_call_gives_the_partition_of_the_users_own_model() -> None:

@@ -120,7 +120,7 @@ def _refusal(task: Task, costs: Costs, memory: int) -> str:
     """Why nothing fits, and what would."""
     count = len(costs.slices)
     worst = max(range(count), key=lambda index: costs.peak(index, index + 1))
-    parts = min(range(1, count + 1), key=lambda parts: costs.needs(costs.ends(parts)))
+    parts = min(range(1, count + 1), key=lambda parts: round(costs.within(parts) / costs.largest, 2))
     need = named(task, costs, costs.ends(parts)).plan(task, (), memory).peak
     place = repr(costs.slices[worst].name) if costs.slices[worst].name else "the output"
     alone = costs.peak(worst, worst + 1)
@@ -141,7 +141,7 @@ def _smaller(task: Task, costs: Costs, memory: int, need: int) -> str:
     """A batch that fits, tried."""
     fixed = sum(costs.kept) if task.residence is Residence.ALL else 0
     room = (memory - fixed) / max(1, need - fixed)
-    for share in (room, 0.9 * room, 0.7 * room):
+    for share in (room, 0.7 * room, 0.4 * room, 0.2 * room):
         batch = int(share * task.batch)
         if 1 <= batch < task.batch:
             smaller = task.at(batch)

@@ -18,8 +18,11 @@ from .task import Residence, Task
 __all__ = ["Costs", "Found", "costs_of", "fewest", "foretell", "named"]
 
 
-CAUTION = 0.95
-"""Parts whose estimate is above the limit by less than this are tried."""
+CAUTION = 0.85
+"""What estimates are taken times when it is asked whether fewer parts might fit: they err on the side of too much."""
+
+TRIES = 8
+"""Most numbers of parts that are tried before a limit is given up."""
 
 CHECKPOINTS = 24
 """Most parts that the checkpointed control is tried with."""
@@ -102,17 +105,28 @@ class Costs:
         fits = all(cost(a, b) < infinite for a, b in pairwise(edges))
         return found if fits and len(edges) == parts + 1 else None
 
-    def least(self, limit: float, *, at_least: int = 1) -> int:
-        """The fewest parts that are estimated to fit, or as many as there are slices."""
+    def least(self, limit: float) -> int:
+        """The fewest parts that are estimated to fit; a slice that is too large by itself is a part."""
         parts, start = 0, 0
         while start < len(self.slices):
             stop = start + 1
             while stop < len(self.slices) and self.peak(start, stop + 1) <= limit:
                 stop += 1
-            if self.peak(start, stop) > limit:
-                return len(self.slices)
             parts, start = parts + 1, stop
-        return max(parts, at_least)
+        return parts
+
+    def within(self, parts: int) -> float:
+        """The estimated peak of the best split into at most so many parts, by bisection of `least`."""
+        low, high = self.largest, self.peak(0, len(self.slices))
+        while high - low > 0.002 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.least(middle) <= parts else (middle, high)
+        return high
+
+    @cached_property
+    def largest(self) -> float:
+        """The estimated peak of the neediest slice."""
+        return max(self.peak(index, index + 1) for index in range(len(self.slices)))
 
 
 @dataclass(frozen=True)
@@ -158,35 +172,39 @@ def costs_of(task: Task, whole: Partition) -> Costs:
         beside = rehearsal.laps[index].report.peak_bytes - everything - fed - int(cost([piece]))
         extras.append(max(0, beside) + rehearsal.states[index].head_bytes)
     costs = Costs(task, slices, tuple(extras), kept)
-    ends = list(range(len(slices) - 1))
-    found = Found(finest, rehearsal, tuple((piece,) for piece in slices))
-    return replace(costs, ratio=found.plan(task, (), None).peak / costs.needs(ends), known={})
+    # On its own, since the heads of all slices together are those of no plan.
+    estimate = replace(costs, task=replace(task, residence=Residence.PART)).largest
+    groups = tuple((piece,) for piece in slices)
+    alone = max(part.alone for part in Found(finest, rehearsal, groups).plan(task, (), None).parts)
+    return replace(costs, ratio=min(1.0, alone / estimate))
 
 
-def fewest(task: Task, costs: Costs, limit: int, *, at_least: int = 1) -> Found | None:
+def fewest(task: Task, costs: Costs, limit: int) -> Found | None:
     """The fewest parts that fit a limit, as whole steps without memory say; None where no number does.
 
     Estimates say where to begin and which fewer parts may fit as well; a step's peak decides, never an estimate.
     """
-    most, ratios, tried = len(costs.slices), [costs.ratio], set[int]()
-    parts = costs.least(limit / costs.ratio, at_least=at_least)
-    best = None
-    while best is None and parts not in tried:
+    most, ratios = len(costs.slices), [costs.ratio]
+    best, parts = None, min(most, costs.least(limit / costs.ratio))
+    if costs.largest * costs.ratio * CAUTION > limit:
+        return None
+    while best is None:
         found, peak, ratio = _tried(task, costs, parts, limit)
-        tried.add(parts)
         ratios.append(ratio)
         if peak <= limit:
             best = found
-        else:
-            more = costs.least(limit / max(ratios), at_least=at_least)
-            parts = min(most, max(parts + 1, more))
-    for fewer in range(parts - 1, at_least - 1, -1):
-        if best is None or costs.needs(costs.ends(fewer)) * min(ratios) * CAUTION > limit:
             break
-        if fewer not in tried:
-            found, peak, ratio = _tried(task, costs, fewer, limit)
-            ratios.append(ratio)
-            best = found if peak <= limit else best
+        # Heads of all parts may live together, so that more parts need more.
+        more = [k for k in range(parts + 1, most + 1) if costs.within(k) * ratio * CAUTION <= limit]
+        if not more or len(ratios) > TRIES:
+            return None
+        parts = next((k for k in more if costs.within(k) * ratio <= limit), more[-1])
+    for fewer in range(parts - 1, 0, -1):
+        if costs.within(fewer) * min(ratios) * CAUTION > limit:
+            break
+        found, peak, ratio = _tried(task, costs, fewer, limit)
+        ratios.append(ratio)
+        best = found if peak <= limit else best
     return best
 
 
