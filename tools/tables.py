@@ -4,7 +4,8 @@
     python tools/tables.py --check    say which pages are out of date, and end with 1 if any is
 
 `methods` comes from the classes in `modulewise.methods` with figures from results/recipes.jsonl, `recipes` and `survey`
-from that file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl.
+from that file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl,
+`predicted` from results/bench-plan.jsonl, `plans` from results/paper/plans.jsonl, which tools/plans.py writes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
 from modulewise.compare.summary import bytes_text, markdown, seconds_text
+from modulewise.planning import size_text
 from modulewise.recipes.summary import rows_table
 from modulewise.recipes.survey import SURVEY, survey_rows
 
@@ -37,10 +39,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 NOT_RUN = "not run yet"
 BYTES = ("peak", "bytes")
+DEVICE = 80 * 2**30
 SECTION = re.compile(r"(<!-- (?P<name>\w+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
 HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
 OBJECTIVES = "bench-heads.jsonl"
+PREDICTED = "bench-plan.jsonl"
+PAPER = Path("paper") / "plans.jsonl"
 RECIPES = "recipes.jsonl"
 RECIPE_HEADINGS = (
     *("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs"),
@@ -118,7 +123,7 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
         folder: where `bench-*.jsonl` lie.
         memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
     """
-    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name != OBJECTIVES]
+    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, PREDICTED)]
     rows = [row for path in paths for row in _rows(path)]
     rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
     if not rows:
@@ -150,6 +155,85 @@ def objectives_table(folder: Path) -> str:
     return f"{caption}\n\n{_table(headings, body)}"
 
 
+def predicted_table(folder: Path) -> str:
+    """Predicted and measured peaks, and by how much the resident set grew; one row a case."""
+    headings = ("case", "predicted", "measured", "ratio", "within 10 %", "growth of the resident set")
+    path = folder / PREDICTED
+    rows = _rows(path) if path.is_file() else []
+    if not rows:
+        return _table(headings, [(NOT_RUN, *[""] * (len(headings) - 1))])
+    body = [
+        (
+            row["case"].removesuffix(": predicted / measured"),
+            *map(bytes_text, (row["value"], row["reference"])),
+            f"{row['ratio']:.3f}",
+            "yes" if row["met"] else "no",
+            "" if row["resident_bytes"] is None else bytes_text(row["resident_bytes"]),
+        )
+        for row in rows
+    ]
+    first = rows[0]
+    return f"{first['device']}, torch {first['versions']['torch']}, seed {first['seed']}:\n\n{_table(headings, body)}"
+
+
+def plans_table(folder: Path) -> str:
+    """Plans on paper: for every model one device, then copies of it on several devices each."""
+    path = folder / PAPER
+    rows = _rows(path) if path.is_file() else []
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        found.append(f"### {model}\n\n{_one_device(own[0])}")
+        for depth in dict.fromkeys(row["depth"] for row in own[1:]):
+            found.append(_several_devices([row for row in own[1:] if row["depth"] == depth]))
+    return "\n\n".join(found) or _table(("model", "plan"), [(NOT_RUN, "")])
+
+
+def _one_device(row: dict[str, Any]) -> str:
+    first = row["controls"][0]["flops"]
+    ways = [(c["name"], c["peak"], c["flops"] / first) for c in row["controls"] if "these cuts" not in c["name"]]
+    body = [(name, size_text(peak), _yes(peak <= DEVICE), f"{time:.2f}") for name, peak, time in ways]
+    for word in ("every part", "one part"):
+        found = row[word]
+        name = f"local, {word} on the device"
+        if "refused" in found:
+            body.append((f"{name}: {found['refused']}", "", "no", ""))
+        else:
+            cells = (size_text(found["peak"]), "yes", f"{found['time']:.2f}")
+            body.append((f"{name}, {found['parts']} parts", *cells))
+    table = _table(("way", "peak", "fits 80 GiB", "operations / E2EBP"), body)
+    return f"{row['parameters'] / 1e9:.3g}e9 parameters. 1 device, batch {row['batch']} {row['unit']}:\n\n{table}"
+
+
+def _several_devices(rows: Sequence[dict[str, Any]]) -> str:
+    first = rows[0]
+    head = f"{first['depth']} devices a copy of the model, batch {first['batch']} {first['unit']} a copy"
+    if "refused" in first:
+        return f"{head}: {first['refused']}."
+    counts = [f"{row['devices']} devices" for row in rows]
+    body = [
+        (
+            way["name"],
+            *("" if way["name"].startswith("simult") else f"{way['relative'] * row['copies']:.1f}" for row in rows),
+            f"{100 * way['share']:.0f} %",
+            size_text(way["peak"]),
+            _yes(way["fits"]),
+        )
+        for way in first["ways"]
+    ]
+    return (
+        f"{head}, {first['parts']} parts. Slowest stage / mean {first['imbalance']:.3f}, heads / E2EBP "
+        f"{first['heads']:.3f}. A step sends {size_text(first['boundary_bytes'])} a cut; copies all-reduce "
+        f"{size_text(first['gradient_bytes'])} of gradients a device, in data parallelism "
+        f"{size_text(first['all_gradient_bytes'])}. Throughput relative to E2EBP on one device:\n\n"
+        + _table(("way", *counts, "useful", "peak", "fits 80 GiB"), body)
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _benchmarks(rows: Sequence[dict[str, Any]], *, memory: bool) -> str:
     text = bytes_text if memory else seconds_text
     heads = any(HEADS in row for row in rows)
@@ -175,6 +259,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "survey": lambda: survey_table(RESULTS),
         "results": lambda: results_table(RESULTS),
         "objectives": lambda: objectives_table(RESULTS),
+        "plans": lambda: plans_table(RESULTS),
+        "predicted": lambda: predicted_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
     }

@@ -123,7 +123,7 @@ def _refusal(task: Task, costs: Costs, memory: int) -> str:
     parts = min(range(1, count + 1), key=lambda parts: round(costs.within(parts) / costs.largest, 2))
     need = named(task, costs, costs.ends(parts)).plan(task, (), memory).peak
     place = repr(costs.slices[worst].name) if costs.slices[worst].name else "the output"
-    alone = costs.peak(worst, worst + 1)
+    alone = costs.peak(worst, worst + 1) * costs.ratio
     why = (
         f"more parts do not help: the slice that ends at {place} alone needs about {size_text(alone)}"
         if alone > memory
