@@ -252,7 +252,9 @@ def test_parts_that_wait_for_later_ones_are_not_said_to_run_side_by_side() -> No
 
 def test_devices_too_small_are_refused_with_what_the_neediest_needs() -> None:
     """A device of a kilobyte holds nothing."""
-    with pytest.raises(mw.ModulewiseError, match=r"the neediest device needs [\d.]+ [KM]iB with 2 devices a copy"):
+    with pytest.raises(
+        mw.ModulewiseError, match=r"the neediest device needs at least [\d.]+ [KM]iB with 2 devices a copy"
+    ):
         planning.place(task(perceptron()), planning.Devices(2, 1024))
     with pytest.raises(mw.ModulewiseError, match="expected a number and a size"):
         planning.Devices.read("many")

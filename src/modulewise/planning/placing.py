@@ -146,8 +146,8 @@ def stages_of(plan: Plan, groups: Sequence[Sequence[int]]) -> list[Stage]:
 def _placed(task: Task, costs: Costs, devices: Devices, depth: int) -> tuple[Found, list[tuple[int, ...]]]:
     """The fewest parts a device with which all devices hold theirs; of even work where one part each fits."""
     most = len(costs.slices)
-    need = 0
-    for each in range(1, PARTS_A_DEVICE + 1):
+    need = sum(costs.kept) // depth  # of weights and optimiser state alone, were they shared out evenly
+    for each in range(1, PARTS_A_DEVICE + 1 if need <= devices.memory else 1):
         parts = min(depth * each, most)
         groups = [tuple(range(parts * d // depth, parts * (d + 1) // depth)) for d in range(depth)]
         even = costs.even(parts, devices.memory) if each == 1 else None
@@ -165,8 +165,8 @@ def _placed(task: Task, costs: Costs, devices: Devices, depth: int) -> tuple[Fou
         if parts == most:
             break
     raise PlanError(
-        f"{type(task.method).__name__} at batch {task.batch} on {devices}: the neediest device needs {size_text(need)} "
-        f"with {depth} devices a copy; give more or larger devices, a smaller batch, or recompute"
+        f"{type(task.method).__name__} at batch {task.batch} on {devices}: the neediest device needs at least "
+        f"{size_text(need)} with {depth} devices a copy; give more or larger devices, a smaller batch, or recompute"
     )
 
 
