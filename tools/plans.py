@@ -100,7 +100,7 @@ class Case:
         make: makes it.
         example: one input on the meta device (2, ...).
         method: of the local plans.
-        batch: samples of one device where a copy of the model has several; 8 times as many where it has one.
+        batch: samples of a micro-batch; a copy of the model sees 8 of them a step, on one device and on several.
         depths: numbers of devices a copy is tried on.
         unit: what a sample is.
     """
@@ -191,7 +191,7 @@ def _several(case: Case, depth: int) -> dict[str, Any]:
 
 
 def _copy(case: Case, depth: int) -> dict[str, Any]:
-    batch = depth * case.batch
+    batch = 8 * case.batch
     facts: dict[str, Any] = {"model": case.name, "batch": batch, "unit": case.unit}
     task = task_of(case, batch, planning.Residence.ALL)
     try:

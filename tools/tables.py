@@ -222,7 +222,7 @@ def _several_devices(rows: Sequence[dict[str, Any]]) -> str:
         for way in first["ways"]
     ]
     return (
-        f"{head}, {first['parts']} parts. Slowest stage / mean {first['imbalance']:.3f}, heads / E2EBP "
+        f"{head}, {first['parts']} parts. Slowest stage / mean {first['imbalance']:.3f}, objectives / E2EBP "
         f"{first['heads']:.3f}. A step sends {size_text(first['boundary_bytes'])} a cut; copies all-reduce "
         f"{size_text(first['gradient_bytes'])} of gradients a device, in data parallelism "
         f"{size_text(first['all_gradient_bytes'])}. Throughput relative to E2EBP on one device:\n\n"
