@@ -3,7 +3,8 @@
     python -m benchmarks.actor_kills --kills 50     # about six minutes on two idle cores
 
 Parts train at lag 0 (a queue, every batch once); a thread kills the process of a random part at random moments, by the
-id that the part's own forward has written down. Ends with 1 where a single bit differs.
+id that the part's own forward has written down. Ends with 1 where a single bit differs; writes
+`results/bench-actor-kills.jsonl`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import modulewise as mw
-from benchmarks.common import SEED, sgd
+from benchmarks.common import SEED, report, row, sgd
 from modulewise.buffers import OldestFirst
 from modulewise.schedules import Actors, Asynchronous, simultaneous
 
@@ -110,6 +111,9 @@ def main() -> None:
     ours, theirs = killed.partition.model.state_dict(), plain.partition.model.state_dict()
     different = [key for key in ours if not torch.equal(ours[key], theirs[key])]
     print(f"{killer.done} kills, {passes} passes of {len(batches)} batches; different: {different or 'nothing'}")
+    case = f"{killer.done} kills of actors under Ray, tensors that differ from an undisturbed run"
+    facts = {"kills": killer.done, "passes": passes, "batches": len(batches)}
+    report("actor-kills", [row("actor-kills", case, "tensors", len(different), len(ours), 0.0, **facts)])
     raise SystemExit(bool(different))
 
 

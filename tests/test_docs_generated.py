@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
+import cards
 import pytest
+import tables
 
 import modulewise
 
@@ -16,20 +16,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 BEGIN = re.compile(r"<!-- (\w+):begin -->")
-
-
-def tool(name: str) -> ModuleType:
-    """A module of tools/, which is no package."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-TABLES = tool("tables")
-CARDS = tool("cards")
 
 
 def benchmark(**changes) -> dict:
@@ -55,15 +41,15 @@ def benchmark(**changes) -> dict:
 def test_tables_are_the_generated_ones(path: Path) -> None:
     """Else run `python tools/tables.py`."""
     text = path.read_text()
-    assert set(BEGIN.findall(text)) <= set(TABLES.tables()), "a marker that no table fills"
-    assert TABLES.rendered(text) == text, f"{path.name} is out of date; run python tools/tables.py"
+    assert set(BEGIN.findall(text)) <= set(tables.tables()), "a marker that no table fills"
+    assert tables.rendered(text) == text, f"{path.name} is out of date; run python tools/tables.py"
 
 
 def test_the_readme_has_every_table() -> None:
     """Methods, results, memory and speed; every method of the library is in the first."""
     text = (ROOT / "README.md").read_text()
     assert sorted(BEGIN.findall(text)) == sorted(
-        set(TABLES.tables()) - {"recipes", "objectives", "survey", "slow_down"}
+        set(tables.tables()) - {"recipes", "objectives", "survey", "slow_down", "kills", "plans", "predicted"}
     )  # on pages of their own
     listed = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert len(listed) == len(modulewise.methods.__all__)
@@ -74,7 +60,7 @@ def test_an_old_table_is_noticed() -> None:
     page = (
         "before\n<!-- methods:begin -->\n| old |\n<!-- methods:end -->\nafter\n<!-- own:begin -->\n<!-- own:end -->\n"
     )
-    made = TABLES.rendered(page)
+    made = tables.rendered(page)
     assert made != page
     assert "| old |" not in made
     assert "| `backprop` |" in made
@@ -84,7 +70,7 @@ def test_an_old_table_is_noticed() -> None:
 
 def test_cards_are_those_of_the_docstrings() -> None:
     """`python tools/cards.py` would change nothing, and every method has a card on one page."""
-    made = CARDS.pages()
+    made = cards.pages()
     assert {path.name: path.read_text() for path in made if path.is_file()} == {
         path.name: text for path, text in made.items()
     }, "run python tools/cards.py"
@@ -94,9 +80,9 @@ def test_cards_are_those_of_the_docstrings() -> None:
 
 def test_what_has_not_run_is_said(tmp_path: Path) -> None:
     """No file of results: the tables say so."""
-    assert "not run yet" in TABLES.results_table(tmp_path)
-    assert "not run yet" in TABLES.benchmark_table(tmp_path, memory=True)
-    assert "not run yet" in TABLES.objectives_table(tmp_path)
+    assert "not run yet" in tables.results_table(tmp_path)
+    assert "not run yet" in tables.benchmark_table(tmp_path, memory=True)
+    assert "not run yet" in tables.objectives_table(tmp_path)
 
 
 def test_objectives_have_one_row_with_both_ratios(tmp_path: Path) -> None:
@@ -106,9 +92,9 @@ def test_objectives_have_one_row_with_both_ratios(tmp_path: Path) -> None:
         benchmark(case="net, 4 parts, DGL, linear head / E2EBP", quantity="seconds", ratio=1.25),
     ]
     (tmp_path / "bench-heads.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "| DGL, linear head | 1.25 | 0.50 |" in TABLES.objectives_table(tmp_path)
-    assert "net, 4 parts, cpu" in TABLES.objectives_table(tmp_path)
-    assert "DGL" not in TABLES.benchmark_table(tmp_path, memory=True)
+    assert "| DGL, linear head | 1.25 | 0.50 |" in tables.objectives_table(tmp_path)
+    assert "net, 4 parts, cpu" in tables.objectives_table(tmp_path)
+    assert "DGL" not in tables.benchmark_table(tmp_path, memory=True)
 
 
 def test_benchmark_rows_are_split_by_quantity(tmp_path: Path) -> None:
@@ -119,7 +105,7 @@ def test_benchmark_rows_are_split_by_quantity(tmp_path: Path) -> None:
         benchmark(case="its steps", quantity="seconds", value=0.2, reference=0.1, ratio=2.0, met=False),
     ]
     (tmp_path / "bench-all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    memory, speed = (TABLES.benchmark_table(tmp_path, memory=memory) for memory in (True, False))
+    memory, speed = (tables.benchmark_table(tmp_path, memory=memory) for memory in (True, False))
     assert "| a network, 4 parts | 400 MB | 1 GB | 0.40 | <= 0.50 | yes | 2 MB |" in memory
     assert "| end to end | 400 MB | 1 GB | 0.40 |  |  |  |" in memory
     assert "its steps" not in memory

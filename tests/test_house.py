@@ -31,7 +31,7 @@ FLOORS = {
     **dict.fromkeys(("method", "objective", "schedules", "heads", "losses", "layer_rules"), 2),
     **dict.fromkeys(("methods",), 3),
     **dict.fromkeys(("trainer", "engine", "checkpoint", "outofcore"), 4),
-    **dict.fromkeys(("compare", "checks", "registry", "options", "plan", "recipes", "workflow"), 5),
+    **dict.fromkeys(("compare", "checks", "registry", "options", "planning", "recipes", "workflow"), 5),
     **dict.fromkeys(("cli", "report", "__main__"), 6),
 }
 """The floor of every module and package directly in modulewise; a new one needs a floor here and in docs."""

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from mutant_list import MUTANTS
 
 ROOT = Path(__file__).parents[1]
-
-
-def tool(name: str) -> ModuleType:
-    """A module of tools/, which is no package."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # where a dataclass looks for its module
-    specification.loader.exec_module(module)
-    return module
-
-
-MUTANTS = tool("mutant_list").MUTANTS
 
 
 def test_there_are_enough_and_every_one_has_a_name() -> None:

@@ -4,17 +4,20 @@
     python tools/tables.py --check    say which pages are out of date, and end with 1 if any is
 
 `methods` comes from the classes in `modulewise.methods` with figures from results/recipes.jsonl, `recipes` and `survey`
-from that file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl.
+from that file too, `results` from the other results/*.jsonl, `memory` and `speed` from results/bench-*.jsonl,
+`predicted` from results/bench-plan.jsonl, `plans` from results/paper/plans.jsonl, which tools/plans.py writes.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from markup import NOT_RUN, read_rows, table
+from scale_tables import FILES, kills_table, plans_table, predicted_table, slow_down_table
 
 from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
@@ -29,20 +32,17 @@ __all__ = [
     "recipes_table",
     "rendered",
     "results_table",
-    "slow_down_table",
     "survey_table",
     "tables",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-NOT_RUN = "not run yet"
 BYTES = ("peak", "bytes")
 SECTION = re.compile(r"(<!-- (?P<name>\w+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
 HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
 OBJECTIVES = "bench-heads.jsonl"
-SLOW_DOWN = "bench-slow-down.jsonl"
 RECIPES = "recipes.jsonl"
 RECIPE_HEADINGS = (
     *("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs"),
@@ -55,25 +55,16 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def results_table(folder: Path) -> str:
     """One table a file of runs that `modulewise compare` wrote; what they were made with stands above it."""
     found = []
     for path in sorted(folder.glob("*.jsonl")):
         if path.name.startswith("bench-") or path.name == RECIPES:
             continue
-        results = [Result.from_json(row) for row in _rows(path)]
+        results = [Result.from_json(row) for row in read_rows(path)]
         if results:
             found.append(f"{_caption(results, path.name)}\n\n{markdown(summarise(results))}")
-    return "\n\n".join(found) or _table(("method@schedule", "accuracy", "peak memory"), [(NOT_RUN, "", "")])
+    return "\n\n".join(found) or table(("method@schedule", "accuracy", "peak memory"), [(NOT_RUN, "", "")])
 
 
 def _recipes(folder: Path) -> tuple[list[recipes.Recipe], list[recipes.Record]]:
@@ -94,12 +85,12 @@ def methods_table(folder: Path) -> str:
 
 def recipes_table(folder: Path) -> str:
     """Every row of every recipe; quick runs say so, and what has not run says so."""
-    return _table(RECIPE_HEADINGS, rows_table(*_recipes(folder)))
+    return table(RECIPE_HEADINGS, rows_table(*_recipes(folder)))
 
 
 def survey_table(folder: Path) -> str:
     """Every method beside end-to-end backpropagation, family by family; what has not run says so."""
-    return _table(SURVEY, survey_rows(*_recipes(folder)))
+    return table(SURVEY, survey_rows(*_recipes(folder)))
 
 
 def _caption(results: Sequence[Result], name: str) -> str:
@@ -120,11 +111,11 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
         folder: where `bench-*.jsonl` lie.
         memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
     """
-    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, SLOW_DOWN)]
-    rows = [row for path in paths for row in _rows(path)]
+    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, *FILES)]
+    rows = [row for path in paths for row in read_rows(path)]
     rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
     if not rows:
-        return _table(HEADINGS, [(NOT_RUN, *[""] * (len(HEADINGS) - 1))])
+        return table(HEADINGS, [(NOT_RUN, *[""] * (len(HEADINGS) - 1))])
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         setting = f"{row['device']}, torch {row['versions']['torch']}, seed {row['seed']}:"
@@ -139,9 +130,9 @@ def objectives_table(folder: Path) -> str:
     """What every method's objective costs, one row a method: step time and peak memory relative to E2EBP."""
     headings = ("objective", "step time / E2EBP", "peak memory / E2EBP")
     path = folder / OBJECTIVES
-    rows = _rows(path) if path.is_file() else []
+    rows = read_rows(path)
     if not rows:
-        return _table(headings, [(NOT_RUN, "", "")])
+        return table(headings, [(NOT_RUN, "", "")])
     ratios: dict[str, dict[str, float]] = {}
     for row in rows:
         setting, _, case = row["case"].partition(" parts, ")
@@ -149,33 +140,14 @@ def objectives_table(folder: Path) -> str:
     first = rows[0]
     caption = f"{setting} parts, {first['device']}, torch {first['versions']['torch']}, seed {first['seed']}:"
     body = [(case, f"{found['seconds']:.2f}", f"{found['peak']:.2f}") for case, found in ratios.items()]
-    return f"{caption}\n\n{_table(headings, body)}"
-
-
-def slow_down_table(folder: Path) -> str:
-    """Accuracy and throughput where one part is slow, and accuracy against bytes, each beside its reference."""
-    headings = ("case", "quantity", "asynchronous", "reference", "ratio")
-    path = folder / SLOW_DOWN
-    rows = _rows(path) if path.is_file() else []
-    if not rows:
-        return _table(headings, [(NOT_RUN, *[""] * (len(headings) - 1))])
-    first = rows[0]
-    caption = (
-        f"MNIST, {first['samples']} samples, {first['epochs']} passes, {first['device']}, torch "
-        f"{first['versions']['torch']}, seed {first['seed']}:"
-    )
-    body = [
-        (row["case"], row["quantity"], f"{row['value']:.4g}", f"{row['reference']:.4g}", f"{row['ratio']:.3f}")
-        for row in rows
-    ]
-    return f"{caption}\n\n{_table(headings, body)}"
+    return f"{caption}\n\n{table(headings, body)}"
 
 
 def _benchmarks(rows: Sequence[dict[str, Any]], *, memory: bool) -> str:
     text = bytes_text if memory else seconds_text
     heads = any(HEADS in row for row in rows)
     body = [(*_cells(row, text), *([_heads(row)] if heads else [])) for row in rows]
-    return _table((*HEADINGS, *(["heads"] if heads else [])), body)
+    return table((*HEADINGS, *(["heads"] if heads else [])), body)
 
 
 def _heads(row: dict[str, Any]) -> str:
@@ -196,8 +168,11 @@ def tables() -> dict[str, Callable[[], str]]:
         "survey": lambda: survey_table(RESULTS),
         "results": lambda: results_table(RESULTS),
         "objectives": lambda: objectives_table(RESULTS),
+        "plans": lambda: plans_table(RESULTS),
+        "predicted": lambda: predicted_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
+        "kills": lambda: kills_table(RESULTS),
         "slow_down": lambda: slow_down_table(RESULTS),
     }
 

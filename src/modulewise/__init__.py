@@ -4,7 +4,21 @@ A user brings any `nn.Module`; modulewise cuts it into parts, gives each part it
 one after another or side by side. See `Partition`, `Trainer` and the methods in `modulewise.methods`.
 """
 
-from . import balance, buffers, checks, data, heads, losses, metering, methods, models, outofcore, schedules, wires
+from . import (
+    balance,
+    buffers,
+    checks,
+    data,
+    heads,
+    losses,
+    metering,
+    methods,
+    models,
+    outofcore,
+    planning,
+    schedules,
+    wires,
+)
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
 from .engine.fitting import Epoch
@@ -16,6 +30,7 @@ from .methods.objectives import HeadLoss, TaskLoss
 from .objective import Context, LayerRule, Objective, Role, Signal, Site
 from .outofcore import OutOfCore
 from .partition import Block, Boundary, Part, Partition, TimePartition
+from .planning import plan
 from .trainer import Trainer
 
 __version__ = "0.1.0"
@@ -61,6 +76,8 @@ __all__ = [
     "methods",
     "models",
     "outofcore",
+    "plan",
+    "planning",
     "schedules",
     "wires",
 ]

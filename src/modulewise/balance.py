@@ -23,6 +23,9 @@ class Slice:
         shared_bytes: those of them that the slice before it keeps as well.
         transient_bytes: what the backward needs at most beyond `saved_bytes`.
         seconds: one forward and backward; 0 where not timed.
+        forward_flops: floating-point operations of the forward; 0, as the two that follow, where not counted.
+        input_flops: of the backward that leads to the boundary below it.
+        weight_flops: of the rest of the backward.
     """
 
     name: str
@@ -34,6 +37,9 @@ class Slice:
     shared_bytes: int
     transient_bytes: int
     seconds: float
+    forward_flops: int = 0
+    input_flops: int = 0
+    weight_flops: int = 0
 
 
 Balance = Callable[[Sequence[Slice]], float]

@@ -15,6 +15,7 @@ __all__ = [
     "NonFiniteBoundaryError",
     "NonFiniteLossError",
     "PartitionError",
+    "PlanError",
     "RankError",
     "suggest",
 ]
@@ -30,6 +31,10 @@ class PartitionError(ModulewiseError):
 
 class MethodError(ModulewiseError):
     """The method does not fit the partition, the schedule or the batch."""
+
+
+class PlanError(ModulewiseError):
+    """Nothing fits the memory or the devices asked for; says what would."""
 
 
 class DataError(ModulewiseError):

@@ -132,7 +132,8 @@ def test_kills_in_forward_backward_saving_and_sending_lose_nothing(tmp_path):
         assert rank["differing"] == []
         assert (rank["attempt"], rank["steps"]) == (5, 24)
         assert rank["began"] >= 12
-        assert all(len(states) <= 2 and "state-00000024" in states for states in rank["left"])
+        # The rank below may be two saves ahead of the one above, and keeps the newest state that both have.
+        assert all(len(states) <= 3 and "state-00000024" in states for states in rank["left"])
 
 
 def test_torchrun_restarts_a_killed_rank_and_the_numbers_are_the_same(tmp_path):

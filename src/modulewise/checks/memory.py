@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..metering import MemoryReport, measure_step
+from ..metering import MemoryReport, measure_step, weightless
 from ..trainer import Trainer
 
 __all__ = ["memory"]
@@ -17,7 +16,8 @@ def memory(trainer: Trainer, x: Any, y: Any) -> MemoryReport:
     """The peak bytes of one training step, by what they are for; the trainer stays as it is.
 
     The step runs on a copy whose tensors have shapes and no memory, so that a batch or a model can be measured that
-    would not fit; it is the second step, with the optimisers' state in place. Only shapes of x and y count.
+    would not fit; it is the second step, with the optimisers' state in place. Only shapes of x and y count, and
+    a trainer made on the meta device is measured as if on the CPU.
 
     Args:
         trainer: any trainer whose forward does not depend on values.
@@ -37,8 +37,7 @@ def memory(trainer: Trainer, x: Any, y: Any) -> MemoryReport:
     268
     """
     mode = FakeTensorMode()
-    with FakeCopyMode(mode):
-        subject, x, y = copy.deepcopy((trainer, x, y))
+    subject, x, y = weightless((trainer, x, y), mode)
     with mode:
         subject.step(x, y)
         return measure_step(

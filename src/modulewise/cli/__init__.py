@@ -1,4 +1,4 @@
-"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `report`, `recipe`."""
+"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `plan`, `report`, `recipe`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from ..errors import ModulewiseError
 from .comparing import compare, show
 from .looking import methods, parts
+from .planning import plan
 from .recipes import app as recipe_app
 from .training import train
 
@@ -28,6 +29,7 @@ app.command()(compare)
 app.command()(train)
 app.command()(parts)
 app.command()(methods)
+app.command()(plan)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
 

@@ -98,7 +98,8 @@ def _evenly(blocks: Sequence[Block], depth: int) -> list[Block]:
 def fresh(block: Block) -> nn.Module:
     """A deep copy with parameters of its own, drawn on the CPU so that they do not depend on the device."""
     try:
-        module = copy.deepcopy(block.module).cpu()
+        module = copy.deepcopy(block.module)
+        module = module if any(parameter.is_meta for parameter in module.parameters()) else module.cpu()
     except (RuntimeError, TypeError) as error:
         raise MethodError(
             f"block {block.name!r} was given to copy and cannot be ({error}); choose another head"
@@ -155,7 +156,8 @@ def _tried(module: nn.Module, block: Block, needed: Boundary) -> Boundary:
     module.eval()
     try:
         with torch.no_grad():
-            h = module(torch.zeros(needed.shape, dtype=needed.dtype))
+            device = next((parameter.device for parameter in module.parameters()), None)
+            h = module(torch.zeros(needed.shape, dtype=needed.dtype, device=device))
     finally:
         module.train()
     if not isinstance(h, Tensor) or h.dim() != len(block.output.shape):

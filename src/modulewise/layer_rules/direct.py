@@ -151,8 +151,8 @@ class DirectFeedback(LayerwiseRule):
         if name not in self._drawn:
             generator = torch.Generator().manual_seed(seed_of(self._seed, name))
             dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-            drawn = torch.randn(self._elements, features, generator=generator) * (self._scale / features**0.5)
-            self._drawn[name] = drawn.to(dtype)
+            drawn = torch.randn(self._elements, features, generator=generator, device=generator.device)
+            self._drawn[name] = (drawn * (self._scale / features**0.5)).to(dtype)
         if self._drawn[name].shape != (self._elements, features):
             kept = tuple(self._drawn[name].shape)
             raise CheckpointError(

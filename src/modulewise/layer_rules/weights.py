@@ -41,7 +41,7 @@ def uniform(weight: Tensor, *, scale: float, generator: torch.Generator | None =
         scale: width relative to torch's initial weights, > 0.
         generator: of the processor; None for the default one of the weight's device.
     """
-    device = weight.device if generator is None else None
+    device = weight.device if generator is None else generator.device
     drawn = torch.rand(weight.shape, generator=generator, device=device) * 2 - 1
     return (drawn * (scale * initial_bound(weight))).to(weight)
 

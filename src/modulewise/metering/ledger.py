@@ -162,6 +162,13 @@ class Ledger:
                 at_peak[record.tag.category] += record.nbytes
         return MemoryReport(peak_bytes=self._peak, at_peak=at_peak, end_bytes=self._live)
 
+    def lap(self) -> MemoryReport:
+        """The figures so far; the peak is looked for anew from here on, beginning with what is alive."""
+        report = self.report()
+        self._died_since_peak.clear()
+        self._peak, self._peak_clock = self._live, self._clock
+        return report
+
     def _counts(self, device: torch.device) -> bool:
         if device.type == "meta":
             return False

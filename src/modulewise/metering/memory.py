@@ -15,7 +15,6 @@ run eagerly while they are metered.
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -31,7 +30,7 @@ from ..errors import ModulewiseError
 from .ledger import Category, Ledger, MemoryReport
 from .watch import Watch, resizes_seen
 
-__all__ = ["MemoryMeter", "measure_step", "saved_bytes"]
+__all__ = ["MemoryMeter", "measure_step"]
 
 
 class MemoryMeter:
@@ -86,12 +85,14 @@ class MemoryMeter:
         self._ledger: Ledger | None = None
         self._report: MemoryReport | None = None
         self._regions: list[Category] = []
+        self._of_heads: set[int] = set()
         self._undo = ExitStack()
 
     def __enter__(self) -> MemoryMeter:
         if self._ledger is not None:
             raise ModulewiseError("got a meter that is already running; make a second MemoryMeter for a nested block")
         self._ledger, self._regions = Ledger(device=self._device), []
+        self._of_heads = {id(tensor) for tensor in self._owned()[1][1]}
         with ExitStack() as stack:
             stack.callback(self._stop)
             self._claim(inputs=True)
@@ -112,6 +113,23 @@ class MemoryMeter:
         if self._report is None:
             raise ModulewiseError("got a meter that has not run; read its report in or after its `with` block")
         return self._report
+
+    def lap(self) -> MemoryReport:
+        """The figures since the block began or the last lap ended; the peak of the next lap is looked for anew.
+
+        Raises:
+            ModulewiseError: the meter is not running.
+
+        >>> with MemoryMeter() as meter:
+        ...     _ = torch.ones(8).sum()
+        ...     first = meter.lap()
+        ...     _ = torch.ones(2).sum()
+        >>> first.peak_bytes > meter.report().peak_bytes
+        True
+        """
+        if self._ledger is None:
+            raise ModulewiseError("got a meter that is not running; take laps inside its `with` block")
+        return self._ledger.lap()
 
     @contextmanager
     def region(self, category: Category) -> Iterator[None]:
@@ -139,8 +157,8 @@ class MemoryMeter:
                     claim = partial(self._claim_gradient, category)
                     stack.callback(parameter.register_post_accumulate_grad_hook(claim).remove)
         for optimizer in self._optimizers:
-            stack.callback(optimizer.register_step_pre_hook(lambda *_: self._claim_gradients()).remove)
-            stack.callback(optimizer.register_step_post_hook(lambda *_: self._claim_states()).remove)
+            stack.callback(optimizer.register_step_pre_hook(lambda used, *_: self._claim_gradients_of(used)).remove)
+            stack.callback(optimizer.register_step_post_hook(lambda used, *_: self._claim_states(used)).remove)
         stack.enter_context(resizes_seen(ledger))
         stack.enter_context(Watch(ledger, self._regions))
 
@@ -169,7 +187,7 @@ class MemoryMeter:
         for category, owned in self._owned():
             self._ledger.see_all(owned, category, claim=True)
         self._claim_gradients()
-        self._claim_states()
+        self._claim_states(*self._optimizers)
         if inputs:
             self._ledger.see_all((self._inputs,), Category.INPUTS, claim=True)
 
@@ -183,13 +201,20 @@ class MemoryMeter:
             wanted = Category.HEADS if category is Category.HEADS else Category.GRADIENTS
             self._ledger.see(parameter.grad, wanted, claim=True)
 
-    def _claim_states(self) -> None:
+    def _claim_gradients_of(self, optimizer: Optimizer) -> None:
+        """Recognise gradients that were set by hand, in time for the step that reads them."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                self._claim_gradient(self._of(parameter, Category.PARAMETERS), parameter)
+
+    def _claim_states(self, *optimizers: Optimizer) -> None:
         assert self._ledger is not None
-        heads = {id(tensor) for tensor in self._owned()[1][1]}
-        for optimizer in self._optimizers:
+        for optimizer in optimizers:
             for parameter, state in optimizer.state.items():
-                category = Category.HEADS if id(parameter) in heads else Category.OPTIMIZER
-                self._ledger.see_all((state,), category, claim=True)
+                self._ledger.see_all((state,), self._of(parameter, Category.OPTIMIZER), claim=True)
+
+    def _of(self, parameter: Tensor, otherwise: Category) -> Category:
+        return Category.HEADS if id(parameter) in self._of_heads else otherwise
 
 
 def measure_step(
@@ -232,43 +257,6 @@ def measure_step(
         allocated_bytes=torch.cuda.max_memory_allocated(device),
         reserved_bytes=torch.cuda.max_memory_reserved(device),
     )
-
-
-def saved_bytes(forward: Callable[[], object], *, parameters: Iterable[Tensor] = ()) -> int:
-    """Bytes a forward pass keeps for its backward: unique storages autograd saved and holds at its end.
-
-    Tensors that a custom function keeps in attributes, around `save_for_backward`, are not seen.
-
-    Args:
-        forward: runs the forward; what it returns is held until the count is made, and so is its graph.
-        parameters: tensors whose storages are not counted, because they live anyway.
-
-    >>> weight, x = torch.ones(2, 4, requires_grad=True), torch.ones(3, 4)
-    >>> saved_bytes(lambda: torch.relu(x @ weight.t()), parameters=[weight])  # x and the output of relu
-    72
-    """
-    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
-
-    def pack(tensor: Tensor) -> _Saved:
-        kept = _Saved(tensor.detach())  # an output held with its graph would hold itself for ever
-        saved.add(kept)
-        return kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        output = forward()
-    ledger = Ledger(device=None)
-    ledger.see_all(parameters, Category.PARAMETERS, claim=True)
-    before = ledger.report().end_bytes
-    ledger.see_all([kept.tensor for kept in saved], Category.ACTIVATIONS)
-    del output
-    return ledger.report().peak_bytes - before
-
-
-class _Saved:
-    """Holds one tensor for autograd; dies with the graph that holds it."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
 
 
 def _tensors_of(owner: nn.Module | Tensor | Iterable[Tensor]) -> Iterator[Tensor]:

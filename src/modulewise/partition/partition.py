@@ -190,9 +190,9 @@ class Partition:
         """The places where one tensor alone crosses and a cut is worth making: names for `cuts=`."""
         return tuple(call.name for call in self._survey.points())
 
-    def measure(self) -> list[Slice]:
-        """Every slice between neighbouring cut points, measured at the example's batch size."""
-        return measure_slices(self._survey, self._survey.points(), self.example)
+    def measure(self, *, timed: bool = True) -> list[Slice]:
+        """Every slice between neighbouring cut points, at the example's batch size; not timed, operations instead."""
+        return measure_slices(self._survey, self._survey.points(), self.example, timed=timed, counted=not timed)
 
     def blank(self, n: int) -> Any:
         """An input of the example's structure at batch size n that takes no memory, for parts that do not read x."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..balance import Slice
-from ..metering import Category, MemoryMeter
+from ..metering import Category, MemoryMeter, counted_flops, weightless
 from .boundary import Block, Boundary
 from .crossings import parameters_between, single_output
 from .plans import PartPlan
@@ -26,27 +25,29 @@ if TYPE_CHECKING:
 __all__ = ["blocks_after", "measure_slices", "steps"]
 
 
-def measure_slices(survey: Survey, points: list[Call], example: Any, *, timed: bool = True) -> list[Slice]:
+def measure_slices(
+    survey: Survey, points: list[Call], example: Any, *, timed: bool = True, counted: bool = False
+) -> list[Slice]:
     """Run every slice forward and backward at the example's batch size; note what it keeps and how long it takes.
 
     Slices run one at a time, so that a model too large to train whole can be measured. Untimed, they run on tensors
-    without memory where the forward allows it.
+    without memory where the forward allows it; floating-point operations are counted where asked for.
     """
     if timed:
-        return _measured(survey, points, example, timed=True)
+        return _measured(survey, points, example, timed=True, counted=counted)
     positions = {id(call): position for position, call in enumerate(survey.small.calls)}
     indices = [positions[id(point)] for point in points]
     mode = FakeTensorMode()
     try:
-        with FakeCopyMode(mode):
-            fake, x = copy.deepcopy((survey, example))
+        fake, x = weightless((survey, example), mode)
         with mode:
-            return _measured(fake, [fake.small.calls[index] for index in indices], x, timed=False)
+            calls = [fake.small.calls[index] for index in indices]
+            return _measured(fake, calls, x, timed=False, counted=counted)
     except (RuntimeError, NotImplementedError, TypeError):  # a forward that asks for values, an operator without shapes
-        return _measured(survey, points, example, timed=False)
+        return _measured(survey, points, example, timed=False, counted=counted)
 
 
-def _measured(survey: Survey, points: list[Call], example: Any, *, timed: bool) -> list[Slice]:
+def _measured(survey: Survey, points: list[Call], example: Any, *, timed: bool, counted: bool) -> list[Slice]:
     model, n = survey.model, batch_size(example)
     plans = survey.plans(points)
     named = dict(model.named_parameters())
@@ -66,6 +67,8 @@ def _measured(survey: Survey, points: list[Call], example: Any, *, timed: bool) 
             started = perf_counter()
             if timed:
                 _learn(model, plan, index, example, fed, n)
+            seconds = perf_counter() - started if timed else 0.0
+            forward, to_input, to_weights = _operations(model, plan, index, example, fed, n) if counted else (0, 0, 0)
             slices.append(
                 Slice(
                     name=points[index].name if index < len(points) else "",
@@ -76,7 +79,10 @@ def _measured(survey: Survey, points: list[Call], example: Any, *, timed: bool) 
                     saved_bytes=sum(saved.values()),
                     shared_bytes=sum(saved.get(key, 0) for key in map(_key, fed.values()) if key in before),
                     transient_bytes=max(0, peak - sum(saved.values())),
-                    seconds=perf_counter() - started if timed else 0.0,
+                    seconds=seconds,
+                    forward_flops=forward,
+                    input_flops=to_input,
+                    weight_flops=to_weights,
                 )
             )
             before = saved
@@ -115,6 +121,28 @@ def _learn(
         if roots:
             torch.autograd.grad(roots, leaves, [torch.ones_like(t) for t in roots], allow_unused=True)
     return detached, saved
+
+
+def _operations(
+    model: nn.Module, plan: PartPlan, index: int, x: Any, fed: dict[int, Tensor], n: int
+) -> tuple[int, int, int]:
+    """Operations of the forward, of the backward to the boundaries below, and of the rest of the backward."""
+    made: list[Any] = []
+    with torch.enable_grad():
+        forward = counted_flops(lambda: made.append(run_part(model, plan, index, x, fed, n=n)))
+    roots = [t for t in tensors(made) if t.requires_grad and t.is_floating_point()]
+
+    def backward(leaves: list[Tensor]) -> int:
+        ones = [torch.ones_like(t) for t in roots]
+        return (
+            counted_flops(lambda: torch.autograd.grad(roots, leaves, ones, retain_graph=True, allow_unused=True)) or 0
+            if roots and leaves
+            else 0
+        )
+
+    to_input = backward(list(fed.values()))
+    both = backward([*fed.values(), *(p for p in model.parameters() if p.requires_grad)])
+    return forward or 0, to_input, both - to_input
 
 
 def steps(survey: Survey, start: int, stop: int) -> list[tuple[Call, bool]]:

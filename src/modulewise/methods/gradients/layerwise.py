@@ -17,7 +17,7 @@ __all__ = ["chain_rule_with", "layers_at", "rule_seed"]
 
 def rule_seed() -> int:
     """A seed for a rule's draws, from torch's default generator, which is set for the part's heads."""
-    return int(torch.randint(2**62, ()))
+    return int(torch.randint(2**62, (), device="cpu"))
 
 
 def layers_at(site: Site, method: str, *, instead: str = "cut elsewhere") -> dict[str, nn.Module]:
