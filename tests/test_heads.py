@@ -156,7 +156,7 @@ def test_decoder_gives_the_shape_of_the_target(boundary, shape):
 
 def test_decoder_of_an_image_has_the_published_layers():
     kinds = [type(m).__name__ for m in heads.decoder(IMAGE, (3, 16, 16))]
-    assert kinds == ["_Upsample", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
+    assert kinds == ["ResizedConvolution", "BatchNorm2d", "ReLU", "Conv2d"]
 
 
 @pytest.mark.parametrize(

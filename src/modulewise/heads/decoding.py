@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import MethodError
 from ..partition.boundary import Boundary
@@ -16,26 +15,13 @@ from .layers import (
     flat,
     grid_axes,
     map_layer,
+    norm_layer,
     sizes_within,
-    unit,
     working_layout,
 )
+from .resizing import ResizedConvolution
 
 __all__ = ["decoder"]
-
-_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-class _Upsample(nn.Module):
-    """Multilinear resizing of (N, C, *spatial) to fixed sizes."""
-
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.sizes = sizes
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(N, C, *spatial) -> (N, C, *sizes)."""
-        return F.interpolate(h, size=self.sizes, mode=_MODE[len(self.sizes)], align_corners=True)
 
 
 def decoder(boundary: Boundary, shape: Sequence[int], *, width: int = 12) -> nn.Module:
@@ -73,8 +59,9 @@ def decoder(boundary: Boundary, shape: Sequence[int], *, width: int = 12) -> nn.
             boundary,
             [
                 *working_layout(boundary),
-                _Upsample(size[1:]),
-                *unit(axes, boundary.channels, width, sizes=size[1:], kernel=3),
+                ResizedConvolution(boundary.spatial, size[1:], channels=boundary.channels, outputs=width, kernel=3),
+                norm_layer(axes, width, size[1:]),
+                nn.ReLU(),
                 map_layer(axes, width, size[0], kernel=3),
             ],
         )
