@@ -15,6 +15,10 @@ import modulewise
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+OWN_PAGES = {
+    *("recipes", "objectives", "survey", "slow_down", "kills", "plans", "predicted"),
+    *("schedules", "ranks", "constant_memory", "options"),
+}
 BEGIN = re.compile(r"<!-- (\w+):begin -->")
 
 
@@ -48,9 +52,7 @@ def test_tables_are_the_generated_ones(path: Path) -> None:
 def test_the_readme_has_every_table() -> None:
     """Methods, results, memory and speed; every method of the library is in the first."""
     text = (ROOT / "README.md").read_text()
-    assert sorted(BEGIN.findall(text)) == sorted(
-        set(tables.tables()) - {"recipes", "objectives", "survey", "slow_down", "kills", "plans", "predicted"}
-    )  # on pages of their own
+    assert sorted(BEGIN.findall(text)) == sorted(set(tables.tables()) - OWN_PAGES)  # on pages of their own
     listed = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert len(listed) == len(modulewise.methods.__all__)
 

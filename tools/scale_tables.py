@@ -11,14 +11,17 @@ from markup import NOT_RUN, read_rows, table
 from modulewise.compare.summary import bytes_text
 from modulewise.planning import size_text
 
-__all__ = ["FILES", "kills_table", "plans_table", "predicted_table", "slow_down_table"]
+__all__ = ["FILES", "kills_table", "plans_table", "predicted_table", "ratio_table", "slow_down_table"]
 
 DEVICE = 80 * 2**30
 SLOW_DOWN = "bench-slow-down.jsonl"
 PREDICTED = "bench-plan.jsonl"
 PAPER = Path("paper") / "plans.jsonl"
+RANKS = "bench-ranks.jsonl"
+CONSTANT_MEMORY = "bench-constant-memory.jsonl"
+OPTIONS = "bench-options.jsonl"
 KILLS = ("bench-kills.jsonl", "bench-actor-kills.jsonl")
-FILES = (SLOW_DOWN, PREDICTED, *KILLS)
+FILES = (SLOW_DOWN, PREDICTED, RANKS, CONSTANT_MEMORY, OPTIONS, *KILLS)
 """Files of benchmarks with a table of their own."""
 
 
@@ -39,6 +42,25 @@ def slow_down_table(folder: Path) -> str:
         for row in rows
     ]
     return f"{caption}\n\n{table(headings, body)}"
+
+
+def ratio_table(folder: Path, name: str) -> str:
+    """The rows of one benchmark, one ratio each; the targets are the most that a ratio may be."""
+    headings = ("case", "ratio", "target", "met")
+    rows = read_rows(folder / name)
+    if not rows:
+        return table(headings, [(NOT_RUN, *[""] * (len(headings) - 1))])
+    body = [
+        (
+            row["case"],
+            f"{row['ratio']:.3f}",
+            "" if row["target"] is None else f"<= {row['target']:.3g}",
+            "" if row["met"] is None else _yes(row["met"]),
+        )
+        for row in rows
+    ]
+    first = rows[0]
+    return f"{first['device']}, torch {first['versions']['torch']}, seed {first['seed']}:\n\n{table(headings, body)}"
 
 
 def kills_table(folder: Path) -> str:

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from markup import NOT_RUN, read_rows, table
-from scale_tables import FILES, kills_table, plans_table, predicted_table, slow_down_table
+from scale_tables import (
+    CONSTANT_MEMORY,
+    FILES,
+    OPTIONS,
+    RANKS,
+    kills_table,
+    plans_table,
+    predicted_table,
+    ratio_table,
+    slow_down_table,
+)
 
 from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
@@ -44,6 +54,7 @@ HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
 OBJECTIVES = "bench-heads.jsonl"
 RECIPES = "recipes.jsonl"
+SCHEDULES = "mnist-schedules.jsonl"
 RECIPE_HEADINGS = (
     *("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs"),
     *("FLOPs / E2EBP", "step time / E2EBP", "peak memory / E2EBP"),
@@ -55,11 +66,16 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def results_table(folder: Path) -> str:
-    """One table a file of runs that `modulewise compare` wrote; what they were made with stands above it."""
+def results_table(folder: Path, *, only: Sequence[str] = ()) -> str:
+    """One table a file of runs that `modulewise compare` wrote; what they were made with stands above it.
+
+    Args:
+        folder: where the files lie.
+        only: names of files; where left out, all that have no page of their own.
+    """
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name.startswith("bench-") or path.name == RECIPES:
+        if path.name not in only if only else path.name.startswith("bench-") or path.name in (RECIPES, SCHEDULES):
             continue
         results = [Result.from_json(row) for row in read_rows(path)]
         if results:
@@ -172,6 +188,10 @@ def tables() -> dict[str, Callable[[], str]]:
         "predicted": lambda: predicted_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
+        "schedules": lambda: results_table(RESULTS, only=[SCHEDULES]),
+        "ranks": lambda: ratio_table(RESULTS, RANKS),
+        "constant_memory": lambda: ratio_table(RESULTS, CONSTANT_MEMORY),
+        "options": lambda: ratio_table(RESULTS, OPTIONS),
         "kills": lambda: kills_table(RESULTS),
         "slow_down": lambda: slow_down_table(RESULTS),
     }
