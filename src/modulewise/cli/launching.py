@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from datetime import datetime
@@ -61,6 +62,8 @@ def start(context: typer.Context, *, ranks: int) -> int:
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     process = subprocess.Popen(command, env=environment)
+    # torchrun ends its ranks when it is told to; by itself it would outlive us.
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -68,6 +71,7 @@ def start(context: typer.Context, *, ranks: int) -> int:
         process.wait()
         raise
     finally:
+        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             process.terminate()
             process.wait()

@@ -112,6 +112,7 @@ def train(
     )
     if launch is not None and launching.rank_here() is None:
         _check(experiment, Folder(out), launch=launch, resume=resume)
+        Folder(out).begin(experiment)
         raise typer.Exit(launching.start(context, ranks=launch))
     first = launching.rank_here() in (None, 0) or launch is None
     watchers: list[Watcher] = [Bars()] if first else []
@@ -161,10 +162,10 @@ def _train(
 ) -> None:
     row, workshop = _check(experiment, folder, launch=None, resume=resume or ranks is not None)
     one = Run(row, experiment.seeds[0])
+    if launching.rank_here() in (None, 0):
+        folder.begin(experiment)  # before the ranks meet: from then on each of them writes to the log there
     trainer = workshop.trainer(row, seed=one.seed, ranks=ranks)
     loader, crew = workshop.loader(row, seed=one.seed), trainer.crew
-    if crew is None or crew.seat.reads:
-        folder.begin(experiment)
     checkpoint = folder.path / "checkpoint"
     if _saved(folder):
         trainer.load(checkpoint, loader=loader)
