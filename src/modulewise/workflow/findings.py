@@ -133,7 +133,9 @@ def _loss(below: PartState | None, state: PartState, samples: int, limits: Thres
 
 
 def _advice(below: PartState, state: PartState, limits: Thresholds) -> tuple[Advice, ...]:
-    if state.dead is not None and state.dead >= limits.dead:
+    # Of a handful of units some may be dead as well, which is not what keeps the information out.
+    narrow = None not in (state.width, below.effective_rank) and state.width < limits.rank * below.effective_rank
+    if state.dead is not None and state.dead >= limits.dead and not narrow:
         return (Advice.CALMER_TRAINING, Advice.WIDER_PART)
     if _collapsed(below, state, limits):
         return (Advice.WIDER_PART, Advice.ANOTHER_CUT, Advice.FINER_HEAD)
