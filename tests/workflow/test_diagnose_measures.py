@@ -192,11 +192,13 @@ def test_a_value_that_is_decoded_worse_than_by_its_mean_counts_as_nothing():
 
 
 def test_features_for_probes_are_averages_over_quarters_and_over_tokens():
-    """Against sums over slices; channels last go first."""
+    """As many positions as the budget allows, against sums over slices; channels last go first."""
     h = draws(3, 2, 4, 4)
     quarters = torch.stack([h[:, :, i : i + 2, j : j + 2].mean((2, 3)) for i in (0, 2) for j in (0, 2)], 2).flatten(1)
-    assert torch.allclose(pooled(h, Boundary("a", (3, 2, 4, 4))), quarters)
-    assert torch.allclose(pooled(h.movedim(1, -1), Boundary("a", (3, 4, 4, 2), channel_axis=-1)), quarters)
+    assert torch.allclose(pooled(h, Boundary("a", (3, 2, 4, 4)), most=17), quarters)
+    assert torch.allclose(pooled(h.movedim(1, -1), Boundary("a", (3, 4, 4, 2), channel_axis=-1), most=8), quarters)
+    assert torch.equal(pooled(h, None), h.flatten(1))
+    assert torch.allclose(pooled(h, None, most=1), h.mean((2, 3)))
     tokens = draws(3, 7, 5)
     assert torch.allclose(pooled(tokens, Boundary("a", (3, 7, 5), channel_axis=-1)), tokens.mean(1))
 

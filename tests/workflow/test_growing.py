@@ -183,7 +183,7 @@ def test_recalibration_of_some_parts_leaves_the_others_and_dropout_draws_nothing
     recalibrate(partition, shifted(), parts=[1])
     changed = differing(before, state(model))
     assert changed
-    assert all(name.startswith(("0.one", "0.two")) and "running" in name or "batches" in name for name in changed)
+    assert all((name.startswith(("0.one", "0.two")) and "running" in name) or "batches" in name for name in changed)
     assert torch.equal(generator, torch.get_rng_state())
     before = state(model)
     with pytest.raises(DataError, match="no batch"):
@@ -218,13 +218,17 @@ def test_under_the_sequential_schedule_every_part_averages_over_its_own_updates(
     averages, seen = PartAverages(trainer.partition, decay=0.5), []
     with averages.following(trainer):
         trainer.fit(
-            loader(), epochs=2, schedule=mw.schedules.sequential, callbacks=[lambda e: seen.append({**averages.updates})]
+            loader(),
+            epochs=2,
+            schedule=mw.schedules.sequential,
+            callbacks=[lambda e: seen.append({**averages.updates})],
         )
     assert seen[-1] == {0: 6, 1: 6, 2: 6}
     assert seen[1] == {0: 6, 1: 0, 2: 0}
     with pytest.raises(MethodError, match="decay=1"):
         PartAverages(trainer.partition, decay=1.0)
-    with pytest.raises(MethodError, match="same partition"), averages.following(
-        trainer_of(seeded(perceptron), mw.methods.DGL(classes=4), ["0", "1"], rows(24)[0])
+    with (
+        pytest.raises(MethodError, match="same partition"),
+        averages.following(trainer_of(seeded(perceptron), mw.methods.DGL(classes=4), ["0", "1"], rows(24)[0])),
     ):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -85,20 +86,25 @@ def _classes(labels: list[Any], samples: int) -> Tensor | None:
     return y if len(y) == samples and bool((y >= 0).all()) else None
 
 
-def pooled(h: Tensor, boundary: Boundary | None) -> Tensor:
-    """Features for a probe: images averaged to at most 2 x 2 positions, tokens and volumes to one, (N, D).
+def pooled(h: Tensor, boundary: Boundary | None, *, most: int = 1024) -> Tensor:
+    """Features for a probe, about as many for every part: images averaged to p x p positions, (N, D).
+
+    p is the largest number with C p^2 <= `most`, at least 1 and at most what there is; tokens and volumes are averaged
+    to one position. Averages over wider windows for parts with more channels keep probes of all parts alike in size.
 
     Args:
         h: what left a part (N, ...), or the model's input.
         boundary: its layout; None for channels first.
+        most: features of images, >= 1.
 
-    >>> pooled(torch.zeros(5, 16, 8, 8), None).shape, pooled(torch.zeros(5, 7), None).shape
-    (torch.Size([5, 64]), torch.Size([5, 7]))
+    >>> [pooled(torch.zeros(5, *shape), None).shape[1] for shape in [(1, 28, 28), (64, 8, 8), (7,)]]
+    [784, 1024, 7]
     """
     if boundary is not None and h.dim() > 2:
         h = boundary.channels_first(h)
     if h.dim() == 4:
-        h = F.adaptive_avg_pool2d(h, (min(2, h.shape[2]), min(2, h.shape[3])))
+        side = max(1, math.isqrt(most // h.shape[1]))
+        h = F.adaptive_avg_pool2d(h, (min(side, h.shape[2]), min(side, h.shape[3])))
     elif h.dim() in (3, 5):
         h = h.flatten(2).mean(2)
     return h.flatten(1)

@@ -42,7 +42,7 @@ class Thresholds:
     Args:
         drop: of the better of two probes from one boundary to the next, a share in (0, 1); and at least two standard
             errors of the difference.
-        gain: the least that a part should add to the better probe, >= 0.
+        gain: the least that a part should add to the better probe, >= 0, unless what entered it is within `drop` of 1.
         dead: share of dead units in (0, 1].
         rank: effective rank over that of the part's input, in (0, 1).
 
@@ -134,7 +134,8 @@ def _loss(below: PartState | None, state: PartState, samples: int, limits: Thres
 
 def _advice(below: PartState, state: PartState, limits: Thresholds) -> tuple[Advice, ...]:
     # Of a handful of units some may be dead as well, which is not what keeps the information out.
-    narrow = None not in (state.width, below.effective_rank) and state.width < limits.rank * below.effective_rank
+    width, directions = state.width, below.effective_rank
+    narrow = width is not None and directions is not None and width < limits.rank * directions
     if state.dead is not None and state.dead >= limits.dead and not narrow:
         return (Advice.CALMER_TRAINING, Advice.WIDER_PART)
     if _collapsed(below, state, limits):
@@ -166,7 +167,9 @@ def _others(below: PartState | None, state: PartState, samples: int, limits: Thr
         note(Kind.COLLAPSED, ranks, Advice.WIDER_PART, Advice.ANOTHER_CUT)
     before, after = best_probe(below), best_probe(state)
     lost = _loss(below, state, samples, limits) is not None
-    if before is not None and after is not None and below.part != INPUT and after - before < limits.gain and not lost:
+    if before is None or after is None or below.part == INPUT or before > 1 - limits.drop:
+        return found
+    if after - before < limits.gain and not lost:
         gained = f"{100 * (after - before):+.1f} points of held-out labels readable"
         note(Kind.ADDS_NOTHING, gained, Advice.FEWER_PARTS, Advice.INFOPRO, Advice.FINER_HEAD)
     return found

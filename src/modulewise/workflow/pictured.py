@@ -17,7 +17,7 @@ from .boundaries import Reading, pooled
 __all__ = ["FEATURES", "Features", "features_of", "keep_features", "kept_features"]
 
 FEATURES = "inspect-features.safetensors"
-_MOST = 300
+_MOST = 200
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
