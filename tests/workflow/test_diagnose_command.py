@@ -101,7 +101,7 @@ def test_a_comparison_is_shown_run_by_run(tmp_path, capsys):
 
 
 def test_what_cannot_be_inspected_is_refused_in_one_line(tmp_path, looked, capsys):
-    """An empty folder, one without a run, damaged records, damaged features, launch with inspect, another experiment."""
+    """An empty folder, one without a run, damaged records or features, launch with inspect, another experiment."""
     (tmp_path / "other").mkdir()
     experiment = json.loads((looked / "experiment.json").read_text())
     (tmp_path / "untrained").mkdir()
