@@ -80,6 +80,26 @@ def test_a_part_whose_units_are_dead_is_named_first(part):
     assert (first.part, first.kind, first.advice[0]) == (part, Kind.LOSES_INFORMATION, Advice.CALMER_TRAINING)
     assert Kind.DEAD_UNITS in {finding.kind for finding in others if finding.part == part}
     assert Kind.LOSES_INFORMATION not in {finding.kind for finding in others}
+    record = Diagnosis(trainer, fitted, held, measures=QUICK).records[0]
+    stuck = [f.part for f in find(record.states, samples=record.samples) if f.kind is Kind.NO_GRADIENT]
+    assert stuck == [part]
+
+
+def test_a_narrow_part_is_named_among_maps_too():
+    """One channel of 2 x 2 between convolutions, with batch normalisation, trained by another method."""
+    fitted, held, rest = digits()
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(12, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.AvgPool2d(4)),
+            nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()),
+            nn.Sequential(nn.Flatten(), nn.Linear(48, 10)),
+        )
+    )
+    trainer = trainer_of(model, mw.methods.PredSim(classes=10), ["0", "1", "2"], torch.zeros(8, 1, 8, 8))
+    trainer.fit(rest, epochs=2)
+    first = look(trainer, fitted, held)[0]
+    assert (first.part, first.kind, first.advice[0]) == (1, Kind.LOSES_INFORMATION, Advice.WIDER_PART)
 
 
 def test_a_part_that_repeats_what_enters_it_adds_nothing():
@@ -215,7 +235,7 @@ def test_training_with_a_look_after_every_pass_ends_in_the_same_numbers(schedule
     assert nothing == {"cka_twin"}
     kept = kept_features(tmp_path)
     assert kept.names == ("stem", "one", "output")
-    assert [tuple(h.shape) for h in kept.features] == [(12, 24), (12, 32), (12, 4)]
+    assert [tuple(h.shape) for h in kept.features] == [(12, 384), (12, 512), (12, 4)]
 
 
 def test_a_resumed_run_goes_on_in_the_same_file(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -48,7 +47,9 @@ def test_a_run_trained_with_inspect_has_a_record_of_every_pass_and_a_page(looked
     assert "http" not in page
     assert "modulewise inspect" in page
     assert "no training sample was held out" not in page
-    HTMLParser().feed(page)
+    assert main([*TRAIN, "--inspect", "--out", str(looked)]) == 0  # it has ended: nothing is trained or looked at
+    assert (looked / RECORDS).read_bytes() == before
+    capsys.readouterr()
 
 
 def test_a_run_without_records_is_looked_at_from_its_checkpoint(plain, looked, capsys):
@@ -117,6 +118,7 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(tmp_path, looked, capsy
         (["inspect", str(tmp_path / "other")], "holds no experiment"),
         (["inspect", str(tmp_path / "untrained")], "train first"),
         ([*TRAIN, "--out", str(looked)], "another experiment"),
+        ([*TRAIN, "--inspect", "--inspect-every", "0", "--out", str(tmp_path / "x")], "--inspect-every 0"),
         ([*TRAIN, "--twin", "--out", str(tmp_path / "x")], "--twin needs --inspect"),
         ([*TRAIN, "--inspect", "--launch", "2", "--out", str(tmp_path / "x")], "leave out --launch"),
     ]

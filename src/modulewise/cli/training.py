@@ -73,6 +73,7 @@ def train(
     launch: o.Launch = None,
     resume: o.Resume = True,
     inspect: o.Inspect = False,
+    inspect_every: o.InspectEvery = 1,
     twin: o.Twin = False,
 ) -> None:
     """Train with one method, save a checkpoint after every epoch, print the test accuracy.
@@ -113,6 +114,8 @@ def train(
         probe=inspect,
         threads=threads,
     )
+    if inspect_every < 1:
+        raise ModulewiseError(f"--inspect-every {inspect_every} was given, expected at least 1")
     if (launch is not None and inspect) or (twin and not inspect):
         raise ModulewiseError(
             "--inspect needs parts in one process and --twin needs --inspect; leave out --launch, or inspect afterwards"
@@ -127,7 +130,15 @@ def train(
     try:
         with threads_set(threads):
             ranks = None if launch is None else Ranks()
-            _train(experiment, Folder(out), watchers, ranks=ranks, resume=resume, inspect=inspect, twin=twin)
+            _train(
+                experiment,
+                Folder(out),
+                watchers,
+                ranks=ranks,
+                resume=resume,
+                inspect=inspect_every if inspect else 0,
+                twin=twin,
+            )
     except ModulewiseError as error:
         if launch is not None:
             launching.note(Path(out), str(error))
@@ -171,7 +182,7 @@ def _train(
     *,
     ranks: Ranks | None,
     resume: bool,
-    inspect: bool,
+    inspect: int,
     twin: bool,
 ) -> None:
     row, workshop = _check(experiment, folder, launch=None, resume=resume or ranks is not None)
@@ -195,7 +206,7 @@ def _train(
         callbacks.append(partial(_noted, folder.path))
     if inspect:
         network = twin_of(workshop, one, folder.path) if twin else None
-        callbacks.append(diagnosis_of(workshop, trainer, folder.path, twin=network))
+        callbacks.append(diagnosis_of(workshop, trainer, folder.path, twin=network, every=inspect))
     try:
         trainer.fit(
             Ticking(loader, watchers),

@@ -119,8 +119,7 @@ def _loss(below: PartState | None, state: PartState, samples: int, limits: Thres
     before, after = None if below is None else best_probe(below), best_probe(state)
     if below is None or before is None or after is None or state.part == INPUT:
         return None
-    error = math.sqrt((before * (1 - before) + after * (1 - after)) / samples)
-    if before - after <= max(limits.drop, 2 * error):
+    if before - after <= max(limits.drop, 2 * _error(before, after, samples)):
         return None
     where = f"from {100 * before:.1f} % of held-out labels readable in {below.name} to {100 * after:.1f} %"
     return Finding(
@@ -130,6 +129,11 @@ def _loss(below: PartState | None, state: PartState, samples: int, limits: Thres
         evidence=where,
         advice=_advice(below, state, limits),
     )
+
+
+def _error(before: float, after: float, samples: int) -> float:
+    """The standard error of the difference of two shares, as if the samples of the two were independent."""
+    return math.sqrt((before * (1 - before) + after * (1 - after)) / samples)
 
 
 def _advice(below: PartState, state: PartState, limits: Thresholds) -> tuple[Advice, ...]:
@@ -170,6 +174,7 @@ def _others(below: PartState | None, state: PartState, samples: int, limits: Thr
     if before is None or after is None or below.part == INPUT or before > 1 - limits.drop:
         return found
     if after - before < limits.gain and not lost:
-        gained = f"{100 * (after - before):+.1f} points of held-out labels readable"
+        noise = 2 * _error(before, after, samples)
+        gained = f"{100 * (after - before):+.1f} points of held-out labels readable, the noise being {100 * noise:.1f}"
         note(Kind.ADDS_NOTHING, gained, Advice.FEWER_PARTS, Advice.INFOPRO, Advice.FINER_HEAD)
     return found

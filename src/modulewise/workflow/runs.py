@@ -12,7 +12,7 @@ from .. import registry
 from ..checkpoint import LATEST, read
 from ..compare import Configuration, Experiment, Folder, Result, Run, configurations
 from ..compare.assembling import Workshop
-from ..data import Split
+from ..data import Loader, Split
 from ..engine.ranks.saving import newest
 from ..errors import ModulewiseError
 from ..partition import AnyPartition
@@ -54,7 +54,9 @@ def _spread(split: Split, first: int, step: int) -> Split:
     return Split(split.x[taken], split.y[taken])
 
 
-def diagnosis_of(workshop: Workshop, trainer: Trainer, folder: Path, *, twin: AnyPartition | None = None) -> Diagnosis:
+def diagnosis_of(
+    workshop: Workshop, trainer: Trainer, folder: Path, *, twin: AnyPartition | None = None, every: int = 1
+) -> Diagnosis:
     """A callback that looks at a run of an experiment and writes into its folder; it looks once as it is made.
 
     Args:
@@ -62,9 +64,15 @@ def diagnosis_of(workshop: Workshop, trainer: Trainer, folder: Path, *, twin: An
         trainer: of the run, its checkpoint loaded.
         folder: the run's.
         twin: trained end to end, see `twin_of`.
+        every: look after every so many passes.
     """
     fitted, held, held_out = samples_of(workshop)
-    return Diagnosis(trainer, workshop.plain(fitted), workshop.plain(held), twin=twin, folder=folder, held_out=held_out)
+    # The first batch is also that of the trial step, which should need no more memory than a step of training.
+    size = min(workshop.experiment.batch_size, len(held))
+    batches = Loader(
+        held, batch_size=size, shuffle=False, normalize=workshop.material.normalize, device=workshop.device
+    )
+    return Diagnosis(trainer, workshop.plain(fitted), batches, twin=twin, folder=folder, held_out=held_out, every=every)
 
 
 def twin_of(workshop: Workshop, one: Run, folder: Path) -> AnyPartition:

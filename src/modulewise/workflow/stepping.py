@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..checks.state import Snapshot
 from ..errors import ModulewiseError
-from ..metering import Category, MemoryMeter
+from ..metering import Category, MemoryMeter, step_seconds
 from ..objective import Role
 from ..partition import AnyPartition
 from ..partition.tree import plain, tensors
@@ -107,15 +106,11 @@ def part_costs(partition: AnyPartition, x: Any) -> list[Cost]:
                 with MemoryMeter(model=partition.model, inputs=[x, *fed.values()]) as meter:
                     boundaries[part.index] = learn()
                 peak = meter.report().at_peak
-                seconds = []
-                for _ in range(2):
-                    started = perf_counter()
-                    learn()
-                    seconds.append(perf_counter() - started)
+                timing = step_seconds(learn, warmup=0, repeats=2)
                 used = peak[Category.ACTIVATIONS] + peak[Category.GRADIENTS]
                 inputs = fed.values() if fed else tensors(x)
                 used += sum(t.numel() * t.element_size() for t in inputs)
-                found.append(Cost(seconds=min(seconds), bytes=used))
+                found.append(Cost(seconds=timing.minimum, bytes=used))
     finally:
         for module, mode in modes:
             module.training = mode
