@@ -71,14 +71,14 @@ def test_one_part_alone_refuses_what_needs_the_others():
 
 
 def test_growing_without_an_end_is_the_sequential_schedule_on_the_whole_network():
-    """Bit for bit, with dropout and momentum."""
+    """Bit for bit, with dropout and momentum, and with the trained heads of all parts."""
     growth = grown(blocks(), least_gain=-9.0)
     assert (growth.kept, growth.saturated, len(growth.values)) == (3, False, 3)
     made = blocks()
     model = nn.Sequential(*made, output(mw.Boundary("2", (2, 12))))
     whole = trainer_of(model, mw.methods.DGL(classes=4), ["0", "1", "2"], rows(24)[0])
     whole.fit(loader(), epochs=2, schedule=mw.schedules.sequential)
-    assert differing(state(growth.model), state(model)) == []
+    assert differing(state(growth.model, *growth.trainer.objectives), state(model, *whole.objectives)) == []
     assert [e.part for e in growth.history] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 

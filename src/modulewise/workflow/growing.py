@@ -12,7 +12,7 @@ from ..engine.epochs import Epoch
 from ..engine.updating import OptimizerFactory, SchedulerFactory
 from ..errors import DataError, MethodError
 from ..method import Method
-from ..objective import Loss
+from ..objective import Loss, Objective
 from ..partition import Boundary, Partition
 from ..trainer import Trainer
 from .boundaries import read
@@ -27,8 +27,8 @@ class Growth:
     """A network that has been grown.
 
     Args:
-        trainer: of the parts that were kept and of the output part, all trained; `trainer.partition.model` is a
-            `nn.Sequential` of the blocks and the output.
+        trainer: of the parts that were kept and of the output part, all trained, heads included;
+            `trainer.partition.model` is a `nn.Sequential` of the blocks and the output.
         values: the held-out proxy of every part that was tried; one more than was kept where the last one was dropped.
         kept: how many blocks were kept, >= 1.
         saturated: whether a block was dropped; False where the blocks ran out.
@@ -78,7 +78,8 @@ def grow(
     Part k is trained for `epochs` passes as under the sequential schedule. If the proxy of its output on held-out
     samples is less than `least_gain` above the best one below it, the block is dropped and growing ends; otherwise the
     next one is added. Then the output part is trained on what was kept. Where nothing is dropped, the numbers are those
-    of `Trainer.fit(schedule=sequential)` on the whole network, bit for bit.
+    of `Trainer.fit(schedule=sequential)` on the whole network, bit for bit (heads that copy later blocks of the network
+    apart: while a part learns, the output part is all there is above it).
 
     A block that was dropped keeps the weights that it was trained to.
 
@@ -125,18 +126,21 @@ def grow(
     if not blocks:
         raise MethodError("no block was given to grow from, expected at least one")
     held, values, history, steps = list(held), [], [], 0
+    learned: list[Objective] = []
 
     def make(count: int) -> Trainer:
         partition = _assembled(blocks[:count], output, example)
         made = Trainer(partition, method, loss=loss, optimizer=optimizer, scheduler=scheduler, seed=seed)
         made.steps = steps
+        # The list is one with the engine's and the updater's, so that the finished parts keep their trained heads.
+        made.objectives[: len(learned[:count])] = learned[:count]
         return made
 
     for count in range(1, len(blocks) + 1):
         trainer = make(count)
         enough = _settling(trainer, held, count - 1, proxy, least_progress)
         history += train_part(trainer, loader, part=count - 1, epochs=epochs, enough=enough)
-        steps = trainer.steps
+        steps, learned = trainer.steps, trainer.objectives[:count]
         values.append(_value(trainer, held, count - 1, proxy))
         if saturated(values, least_gain=least_gain):
             count, trainer = count - 1, make(count - 1)
