@@ -15,7 +15,7 @@ from modulewise.errors import DataError, MethodError, ModulewiseError
 from modulewise.workflow import Advice, Diagnosis, Kind, Measures, PartState, Record, Thresholds, diagnose, find
 from modulewise.workflow.boundaries import read
 from modulewise.workflow.pictured import FEATURES, kept_features
-from modulewise.workflow.recording import RECORDS, append, records
+from modulewise.workflow.recording import RECORDS, append_to, records
 from modulewise.workflow.stepping import part_costs, trial_step
 
 QUICK = Measures(decoder_steps=0, costs=False)
@@ -267,8 +267,8 @@ def test_a_resumed_run_goes_on_in_the_same_file(tmp_path):
 def test_damaged_records_are_refused_with_their_line(tmp_path):
     """A line in the middle, a newer format, damaged features; a later record of the same step wins."""
     record = Record(passes=0, part=None, step=0, losses={1: 0.5}, states=tuple(states(0.5)), samples=3)
-    append(tmp_path / RECORDS, record)
-    append(tmp_path / RECORDS, replace(record, samples=4))
+    append_to(tmp_path, record)
+    append_to(tmp_path, replace(record, samples=4))
     assert [r.samples for r in records(tmp_path)] == [4]
     for line in (b"{]\n", json.dumps({"format": 9}).encode() + b"\n", b'{"format": 1}\n'):
         (tmp_path / RECORDS).write_bytes(line)

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from modulewise.cli import main
+from modulewise.compare import Folder
 from modulewise.errors import ModulewiseError
 from modulewise.report.inspection import Look, render_look, state_table
 from modulewise.report.maps import MEASURES, part_maps, principal_components, t_sne, task_map
 from modulewise.workflow import PartState, Record
 from modulewise.workflow.pictured import FEATURES
 from modulewise.workflow.recording import RECORDS, records
+from modulewise.workflow.runs import inspected
 
 TINY = ["--model", "mlp", "--parts", "2", "--epochs", "2", "--train-limit", "300", "--batch-size", "64"]
 TRAIN = ["train", "--method", "dgl", *TINY]
@@ -94,11 +96,28 @@ def test_a_comparison_is_shown_run_by_run(tmp_path, capsys):
     assert printed.count("after 2 passes") == 2
     assert main([*INSPECT, str(out), "--only", "backprop"]) == 0
     assert "dgl@" not in capsys.readouterr().out
+    assert not (out / "inspect").exists()
     for words, said in ((["--twin"], "networks are not kept"), (["--only", "zebra"], "no run in")):
         assert main([*INSPECT, str(out), *words]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_a_comparison_with_inspect_has_the_last_state_and_backpropagation_as_twin(tmp_path, capsys):
+    """All measures of the last entry, of earlier ones loss and probe; the row before the others is what CKA is with."""
+    out = tmp_path / "compared"
+    assert main(["compare", "--methods", "backprop,dgl", *TINY, "--inspect", "--out", str(out)]) == 0
+    backprop, dgl = inspected(Folder(out))
+    assert [state.cka_twin for state in backprop.records[-1].states] == [None, None, None]
+    assert all(0 < state.cka_twin <= 1 + 1e-9 for state in dgl.records[-1].states[1:])
+    assert [len(record.states) for record in dgl.records] == [2, 2, 3]
+    last, result = dgl.records[-1], Folder(out).results()[1]
+    assert (last.step, last.samples, last.held_out) == (result.history[-1]["steps"], 37, True)
+    assert last.states[1].objective == result.history[-1]["losses"]["0"]
+    assert main(["inspect", str(out), "--only", "dgl"]) == 0
+    assert (out / "inspect.html").read_text().count("<svg") == 2
+    capsys.readouterr()
 
 
 def test_what_cannot_be_inspected_is_refused_in_one_line(tmp_path, looked, capsys):

@@ -36,11 +36,11 @@ def inspect(
     held = Folder(folder)
     experiment = held.experiment()
     with threads_set(threads):
-        runs = {name: found for name, found in inspected(held, twin=twin).items() if only in name}
+        runs = [run for run in inspected(held, twin=twin) if only in run.name]
     if not runs:
         raise ModulewiseError(f"--only {only} was given and no run in {folder} has it in its name; leave it out")
-    features = kept_features(folder) if projections and len(runs) == 1 else None
-    looks = [Look(title=name, records=found, features=features) for name, found in runs.items()]
+    features = kept_features(runs[0].folder) if projections and len(runs) == 1 else None
+    looks = [Look(title=run.name, records=run.records, features=features) for run in runs]
     for look in looks:
         headings, rows = state_table(look.records[-1])
         typer.echo(f"{look.title}, after {look.records[-1].passes} passes")

@@ -19,7 +19,7 @@ from .pictured import keep_features
 from .states import INPUT, Measures, PartState
 from .stepping import part_costs, shares, trial_step
 
-__all__ = ["FORMAT", "RECORDS", "Diagnosis", "Record", "append", "records"]
+__all__ = ["FORMAT", "RECORDS", "Diagnosis", "Record", "append_to", "records"]
 
 RECORDS = "inspect.jsonl"
 FORMAT = 1
@@ -168,7 +168,7 @@ class Diagnosis:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             keep_features(self.folder, reading, self.trainer.partition)
-            append(self.folder / RECORDS, record)
+            append_to(self.folder, record)
         return record
 
     def _states(self, reading: Reading) -> tuple[PartState, ...]:
@@ -205,8 +205,9 @@ def _passes(trainer: Trainer) -> int:
     return 0 if progress is None else (progress.part - progress.first) * progress.epochs + progress.epoch
 
 
-def append(path: Path, record: Record) -> None:
+def append_to(folder: Path, record: Record) -> None:
     """Write one line, on the disk when this returns; a line that an earlier writer left unfinished is dropped first."""
+    path = folder / RECORDS
     whole = _whole(path)
     with path.open("r+b" if path.exists() else "xb") as file:
         file.truncate(len(whole))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,36 @@ from ..trainer import Trainer
 from .recording import Diagnosis, Record, records
 from .states import PartState
 
-__all__ = ["CHECKPOINT", "diagnosis_of", "history_records", "inspected", "samples_of", "twin_of"]
+__all__ = ["Inspected", "diagnosis_of", "history_records", "inspected", "place_of", "samples_of", "twin_of"]
 
-CHECKPOINT = "checkpoint"
+_CHECKPOINT = "checkpoint"
 _TWIN = "twin"
 _SAMPLES = 512
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inspected:
+    """One run of a folder.
+
+    Args:
+        name: method, schedule, parts and seed.
+        records: oldest first.
+        folder: where its features are kept, if they are.
+    """
+
+    name: str
+    records: Sequence[Record]
+    folder: Path
+
+
+def place_of(folder: Path, fingerprint: str) -> Path:
+    """Where the last state of one run of a comparison is kept.
+
+    Args:
+        folder: of the comparison.
+        fingerprint: of the run.
+    """
+    return folder / "inspect" / fingerprint
 
 
 def samples_of(workshop: Workshop) -> tuple[Split, Split, bool]:
@@ -94,11 +120,12 @@ def twin_of(workshop: Workshop, one: Run, folder: Path) -> AnyPartition:
     return trainer.partition
 
 
-def inspected(folder: Folder, *, twin: bool = False) -> dict[str, list[Record]]:
-    """The records of every run in a folder, by the run's name, the state of its checkpoint the last.
+def inspected(folder: Folder, *, twin: bool = False) -> list[Inspected]:
+    """The records of every run in a folder, the state of its checkpoint the last.
 
     A run of `modulewise train` whose last state was not recorded is looked at now, and that is written into its folder.
-    Runs of `modulewise compare` have losses and probes, from their history.
+    Runs of `modulewise compare` have losses and probes, from their history, and all of the last state where `--inspect`
+    was given.
 
     Args:
         folder: of `modulewise train` or `modulewise compare`.
@@ -108,9 +135,9 @@ def inspected(folder: Folder, *, twin: bool = False) -> dict[str, list[Record]]:
         ModulewiseError: nothing has been trained there, it is damaged, or a twin is asked of a comparison.
     """
     experiment = folder.experiment()
-    checkpoint = folder.path / CHECKPOINT
+    checkpoint = folder.path / _CHECKPOINT
     if (checkpoint / LATEST).exists() or newest(checkpoint) is not None:
-        return _one_run(experiment, folder.path, twin=twin)
+        return [_one_run(experiment, folder.path, twin=twin)]
     results = [result for result in folder.results() if result.error is None]
     if not results:
         raise ModulewiseError(f"{folder.path} holds no checkpoint and no finished run to look at; train first")
@@ -119,17 +146,28 @@ def inspected(folder: Folder, *, twin: bool = False) -> dict[str, list[Record]]:
             f"--twin was given and {folder.path} holds a comparison, whose networks are not kept; use a folder of "
             "`modulewise train`"
         )
-    return {f"{result.label}, {result.parts} parts, seed {result.seed}": history_records(result) for result in results}
+    return [_compared(result, folder.path) for result in results]
 
 
-def _one_run(experiment: Experiment, path: Path, *, twin: bool) -> dict[str, list[Record]]:
+def _compared(result: Result, path: Path) -> Inspected:
+    """The history of a run, its last entry with the last state where that was looked at."""
+    found, place = history_records(result), place_of(path, result.fingerprint)
+    last = records(place)
+    if last:
+        losses = {state.part: state.objective for state in found[-1].states}
+        states = tuple(replace(state, objective=losses.get(state.part)) for state in last[-1].states)
+        found[-1] = replace(found[-1], states=states, held_out=last[-1].held_out, samples=last[-1].samples)
+    return Inspected(name=f"{result.label}, {result.parts} parts, seed {result.seed}", records=found, folder=place)
+
+
+def _one_run(experiment: Experiment, path: Path, *, twin: bool) -> Inspected:
     (row,) = configurations(experiment)
-    one, checkpoint = Run(row, experiment.seeds[0]), path / CHECKPOINT
+    one, checkpoint = Run(row, experiment.seeds[0]), path / _CHECKPOINT
     held = records(path)
     if (checkpoint / LATEST).exists() and held and not twin:
         facts, _ = read(checkpoint, ())
         if facts["step"] == held[-1].step:
-            return {str(one): held}
+            return Inspected(name=str(one), records=held, folder=path)
     workshop = Workshop(experiment)
     trainer = workshop.trainer(row, seed=one.seed)
     trainer.load(checkpoint)
@@ -137,7 +175,7 @@ def _one_run(experiment: Experiment, path: Path, *, twin: bool) -> dict[str, lis
     diagnosis = diagnosis_of(workshop, trainer, path, twin=network)
     if twin and diagnosis.records[-1].states[-1].cka_twin is None:
         diagnosis.look(passes=diagnosis.records[-1].passes)
-    return {str(one): records(path)}
+    return Inspected(name=str(one), records=records(path), folder=path)
 
 
 def history_records(result: Result) -> list[Record]:
