@@ -1,4 +1,4 @@
-"""Work with trained parts: look inside a network, grow it, swap its output, average and recalibrate its parts."""
+"""Modular workflows: store, test, reuse and rank parts; train with few labels; find the part that is weak."""
 
 from .averaging import PartAverages
 from .diagnose import diagnose
