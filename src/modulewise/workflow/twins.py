@@ -18,9 +18,9 @@ def train_twin(trainer: Trainer, loader: Iterable[Any], *, epochs: int) -> Parti
     """Train a copy of the trainer's network end to end: call it before the trainer has made a step.
 
     The copy begins with the same weights, and has the same optimisers by part, learning rates, clipping, precision and
-    seed; `epochs` passes of backpropagation are as many updates of every part as `epochs` passes a part. A clipping norm
-    is that of one part for a local method and of the whole gradient here, as for every `Trainer` with `Backprop`. The
-    trainer, its model and the loader are as before; a loader without a position of its own (a generator) is used up.
+    seed; `epochs` passes of backpropagation are as many updates of every part as `epochs` passes a part. A clipping
+    norm is that of one part for a local method and of the whole gradient here, as for every `Trainer` with `Backprop`.
+    The trainer, its model and the loader are as before; a loader without a position of its own (a generator) is used up.
 
     Args:
         trainer: with parts in depth, before its first step.
