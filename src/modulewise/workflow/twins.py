@@ -20,7 +20,7 @@ def train_twin(trainer: Trainer, loader: Iterable[Any], *, epochs: int) -> Parti
     The copy begins with the same weights, and has the same optimisers by part, learning rates, clipping, precision and
     seed; `epochs` passes of backpropagation are as many updates of every part as `epochs` passes a part. A clipping
     norm is that of one part for a local method and of the whole gradient here, as for every `Trainer` with `Backprop`.
-    The trainer, its model and the loader are as before; a loader without a position of its own (a generator) is used up.
+    The trainer, its model and the loader are as before; a loader without a position of its own is used up.
 
     Args:
         trainer: with parts in depth, before its first step.
