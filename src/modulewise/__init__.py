@@ -18,6 +18,7 @@ from . import (
     planning,
     schedules,
     wires,
+    workflow,
 )
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
@@ -80,4 +81,5 @@ __all__ = [
     "planning",
     "schedules",
     "wires",
+    "workflow",
 ]

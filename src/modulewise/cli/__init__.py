@@ -1,4 +1,4 @@
-"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `plan`, `report`, `recipe`."""
+"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `plan`, `inspect`, `report`, `recipe`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ModulewiseError
 from .comparing import compare, show
+from .inspecting import inspect
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
@@ -30,6 +31,7 @@ app.command()(train)
 app.command()(parts)
 app.command()(methods)
 app.command()(plan)
+app.command()(inspect)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
 

@@ -12,6 +12,7 @@ import typer
 from .. import registry, report
 from ..compare import Balancing, Descent, Experiment, Folder, RateSchedule, Result, TensorBoard, Watcher, run, summarise
 from ..compare.summary import HEADINGS, cells, markdown
+from ..workflow.watching import Looking
 from . import options as o
 from .progress import Bars
 from .tables import print_table
@@ -53,6 +54,9 @@ def compare(
     probe: Annotated[bool, typer.Option(help="linear probes of every part, on training samples held out")] = True,
     threads: o.Threads = None,
     tensorboard: o.TensorBoardFolder = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="look at every part of every run at its end; see `modulewise inspect`")
+    ] = False,
 ) -> None:
     """Train methods side by side; print one table, write results.jsonl and report.html.
 
@@ -92,6 +96,8 @@ def compare(
     watchers: list[Watcher] = [Bars()]
     if tensorboard is not None:
         watchers.append(TensorBoard(tensorboard))
+    if inspect:
+        watchers.append(Looking(folder.path))
     try:
         results = run(experiment, out=folder.path, watchers=watchers)
     except KeyboardInterrupt:

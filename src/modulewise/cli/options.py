@@ -24,6 +24,8 @@ __all__ = [
     "Device",
     "Epochs",
     "FeedbackLearningRate",
+    "Inspect",
+    "InspectEvery",
     "LastLearningRate",
     "Launch",
     "LearningRate",
@@ -42,6 +44,7 @@ __all__ = [
     "TestLimit",
     "Threads",
     "TrainLimit",
+    "Twin",
     "WeightDecay",
     "cut_points",
     "default_device",
@@ -99,6 +102,9 @@ Schedule = Annotated[
 ]
 Launch = Annotated[int | None, typer.Option("--launch", help="train on so many processes, a run of parts on each")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint in --out, if any")]
+Inspect = Annotated[bool, typer.Option("--inspect", help="hold samples out and record every part after every pass")]
+InspectEvery = Annotated[int, typer.Option("--inspect-every", help="with --inspect: look after every so many passes")]
+Twin = Annotated[bool, typer.Option("--twin", help="with --inspect: train the same network end to end first")]
 Threads = Annotated[int | None, typer.Option(help="of torch on the CPU")]
 TensorBoardFolder = Annotated[Path | None, typer.Option("--tensorboard", help="folder for live curves")]
 

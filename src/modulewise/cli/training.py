@@ -31,6 +31,7 @@ from ..engine.ranks.saving import newest
 from ..engine.ranks.settings import Ranks, seats
 from ..errors import MethodError, ModulewiseError, NonFiniteLossError
 from ..schedules import Sequential
+from ..workflow.runs import diagnosis_of, twin_of
 from . import launching
 from . import options as o
 from .progress import Bars
@@ -71,6 +72,9 @@ def train(
     schedule: o.Schedule = None,
     launch: o.Launch = None,
     resume: o.Resume = True,
+    inspect: o.Inspect = False,
+    inspect_every: o.InspectEvery = 1,
+    twin: o.Twin = False,
 ) -> None:
     """Train with one method, save a checkpoint after every epoch, print the test accuracy.
 
@@ -107,9 +111,15 @@ def train(
         test_limit=test_limit,
         balance=balance,
         recompute=recompute,
-        probe=False,
+        probe=inspect,
         threads=threads,
     )
+    if inspect_every < 1:
+        raise ModulewiseError(f"--inspect-every {inspect_every} was given, expected at least 1")
+    if (launch is not None and inspect) or (twin and not inspect):
+        raise ModulewiseError(
+            "--inspect needs parts in one process and --twin needs --inspect; leave out --launch, or inspect afterwards"
+        )
     if launch is not None and launching.rank_here() is None:
         _check(experiment, Folder(out), launch=launch, resume=resume)
         Folder(out).begin(experiment)
@@ -120,7 +130,16 @@ def train(
         watchers.append(TensorBoard(tensorboard))
     try:
         with threads_set(threads):
-            _train(experiment, Folder(out), watchers, ranks=None if launch is None else Ranks(), resume=resume)
+            ranks = None if launch is None else Ranks()
+            _train(
+                experiment,
+                Folder(out),
+                watchers,
+                ranks=ranks,
+                resume=resume,
+                inspect=inspect_every if inspect else 0,
+                twin=twin,
+            )
     except ModulewiseError as error:
         if launch is not None:
             launching.note(Path(out), str(error))
@@ -158,7 +177,14 @@ def _saved(folder: Folder) -> bool:
 
 
 def _train(
-    experiment: Experiment, folder: Folder, watchers: list[Watcher], *, ranks: Ranks | None, resume: bool
+    experiment: Experiment,
+    folder: Folder,
+    watchers: list[Watcher],
+    *,
+    ranks: Ranks | None,
+    resume: bool,
+    inspect: int,
+    twin: bool,
 ) -> None:
     row, workshop = _check(experiment, folder, launch=None, resume=resume or ranks is not None)
     one = Run(row, experiment.seeds[0])
@@ -179,6 +205,9 @@ def _train(
     callbacks: list[Callable[[Epoch], None]] = [history]
     if crew is not None:
         callbacks.append(partial(_noted, folder.path))
+    if inspect:
+        network = twin_of(workshop, one, folder.path) if twin else None
+        callbacks.append(diagnosis_of(workshop, trainer, folder.path, twin=network, every=inspect))
     try:
         trainer.fit(
             Ticking(loader, watchers),
