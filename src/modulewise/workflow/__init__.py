@@ -1,0 +1,24 @@
+"""Modular workflows: store, test, reuse and rank parts; train with few labels; find the part that is weak."""
+
+from .card import Card, Figure, ModelSpec, Quantity, Sample, Threshold
+from .files import AddressFiles, Files, LocalFiles
+from .hub import HubFiles
+from .rebuilding import StoredPart
+from .rendering import markdown
+from .store import Store
+
+__all__ = [
+    "AddressFiles",
+    "Card",
+    "Figure",
+    "Files",
+    "HubFiles",
+    "LocalFiles",
+    "ModelSpec",
+    "Quantity",
+    "Sample",
+    "Store",
+    "StoredPart",
+    "Threshold",
+    "markdown",
+]
