@@ -18,6 +18,7 @@ from . import (
     planning,
     schedules,
     wires,
+    workflow,
 )
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
@@ -32,6 +33,7 @@ from .outofcore import OutOfCore
 from .partition import Block, Boundary, Part, Partition, TimePartition
 from .planning import plan
 from .trainer import Trainer
+from .workflow import compose, expect
 
 __version__ = "0.1.0"
 
@@ -67,9 +69,11 @@ __all__ = [
     "balance",
     "buffers",
     "checks",
+    "compose",
     "data",
     "ensemble",
     "exits",
+    "expect",
     "heads",
     "losses",
     "metering",
@@ -80,4 +84,5 @@ __all__ = [
     "planning",
     "schedules",
     "wires",
+    "workflow",
 ]

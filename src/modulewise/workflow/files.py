@@ -1,4 +1,4 @@
-"""Where a store keeps its files: a folder, any fsspec address, or a repository of the Hugging Face Hub."""
+"""Where a store keeps its files: a folder, or any address that fsspec knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.state_files import flush
 from ..errors import StoreError
 
-__all__ = ["AddressFiles", "Files", "LocalFiles", "open_files"]
+__all__ = ["AddressFiles", "Files", "LocalFiles"]
 
 DRAFT = ".draft-"
 
@@ -188,28 +188,3 @@ class AddressFiles(Files):
         """Remove a file."""
         if self.system.exists(self._path(path)):
             self.system.rm_file(self._path(path))
-
-
-def open_files(address: str | Path) -> Files:
-    """The files at an address.
-
-    Args:
-        address: a folder, PROTOCOL://PATH for fsspec, or hf://OWNER/NAME for a repository of the Hub.
-
-    Raises:
-        StoreError: it cannot be opened.
-
-    >>> open_files("memory://parts").address
-    'memory://parts'
-    """
-    text = str(address)
-    protocol, slashes, path = text.partition("://")
-    if not slashes:
-        return LocalFiles(address)
-    if protocol in ("file", "local"):
-        return LocalFiles(path)
-    if protocol == "hf":
-        from .hub import HubFiles
-
-        return HubFiles(path)
-    return AddressFiles(text)

@@ -16,6 +16,7 @@ from ..outofcore.holdings import Holdings, holdings_of
 from ..partition import Partition
 from ..seeding import preserved_generators
 from .card import Card, ModelSpec, Sample
+from .shelves import reason
 
 __all__ = ["Skeleton", "StoredPart", "skeleton"]
 
@@ -81,8 +82,8 @@ def skeleton(spec: ModelSpec, *, cuts: Sequence[str], part: int, takes: Sample, 
         holdings = holdings_of(partition)
     except RuntimeError as error:
         raise StoreError(
-            f"model {spec.name!r} does not run without values ({_first_line(error)}); register tensors that it keeps as "
-            "buffers"
+            f"model {spec.name!r} does not run without values ({reason(error)}); register tensors that it keeps "
+            "as buffers"
         ) from error
     plan = partition.plans(example)[partition.part(part).index]
     if part and (plan.reads_batch or plan.reads != (part - 1,)):
@@ -178,7 +179,7 @@ class StoredPart(nn.Module):
                 raise
             raise StoreError(
                 f"{self.card.label} was given {Sample(tuple(h.shape[1:]), h.dtype)}, expected {wanted} "
-                f"({_first_line(error)}); resize it, or put a stitch before the part"
+                f"({reason(error)}); resize it, or put a stitch before the part"
             ) from error
 
     @contextmanager
@@ -239,7 +240,3 @@ def _hanging(root: nn.Module, name: str) -> Tensor:
     tensor = owner._parameters.get(attribute, owner._buffers.get(attribute))
     assert tensor is not None
     return tensor
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
