@@ -1,4 +1,4 @@
-"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `plan`, `report`, `recipe`."""
+"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `plan`, `report`, `recipe`, `store`, ..."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .comparing import compare, show
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
+from .storing import app as store_app
+from .storing import check
 from .training import train
 
 __all__ = ["app", "main"]
@@ -30,8 +32,10 @@ app.command()(train)
 app.command()(parts)
 app.command()(methods)
 app.command()(plan)
+app.command()(check)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
+app.add_typer(store_app)
 
 
 @app.callback(invoke_without_command=True)

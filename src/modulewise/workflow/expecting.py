@@ -7,17 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..data import Dataset, Normalize, Split
+from ..data import Dataset, Normalize
 from ..errors import StoreError
 from ..metering.timing import step_seconds
 from ..partition import Part
-from .measuring import Data, Proxy, Run, batches_of, probed, proxy_name, proxy_value
+from .measuring import FITTED, Data, Proxy, Run, batches_of, probed, proxy_name, proxy_value, some_of
 from .rebuilding import StoredPart
 from .taking import frozen_run
 
 __all__ = ["Expectation", "Measured", "expect"]
-
-_FITTED = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ class Expectation:
                 data the probe is fitted to every other sample, and scored on the rest.
         """
         if fit is None and isinstance(on, Dataset):
-            fit = Split(on.train.x[:: _stride(on.train)], on.train.y[:: _stride(on.train)])
+            fit = some_of(on.train, FITTED)
         held = batches_of(on, normalize=self._normalize)
         fitted = None if fit is None else batches_of(fit, normalize=self._normalize)
         return Measured(subject=f"probe accuracy of {self._name}", value=probed(self._run, held, fitted=fitted))
@@ -128,10 +126,6 @@ class Expectation:
     @property
     def _normalize(self) -> Normalize | None:
         return self.part.card.normalize if isinstance(self.part, StoredPart) else None
-
-
-def _stride(split: Split) -> int:
-    return -(-len(split) // _FITTED)
 
 
 def expect(part: Part | nn.Module) -> Expectation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import uuid
@@ -15,6 +16,8 @@ from ..errors import StoreError
 __all__ = ["AddressFiles", "Files", "LocalFiles"]
 
 DRAFT = ".draft-"
+
+_WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
@@ -90,6 +93,12 @@ class LocalFiles(Files):
             os.link(draft, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            if not self._claimed(target):
+                return False
+            draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
         flush(target.parent)
@@ -104,6 +113,14 @@ class LocalFiles(Files):
     def remove(self, path: str) -> None:
         """Remove a file."""
         (self.folder / path).unlink(missing_ok=True)
+
+    def _claimed(self, target: Path) -> bool:
+        """Where there are no hard links: whether this writer is the first to open a file that stands for the target."""
+        try:
+            os.close(os.open(target.with_name(f"{DRAFT}{target.name}"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return not target.exists()
 
     def _drafted(self, target: Path, content: bytes) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)

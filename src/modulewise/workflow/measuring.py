@@ -16,7 +16,18 @@ from ..method import Method, PartwiseMethod
 from ..objective import Context, Objective, Site
 from ..partition import Boundary
 
-__all__ = ["Data", "Proxy", "Run", "batches_of", "features_of", "probed", "proxy_name", "proxy_value"]
+__all__ = [
+    "FITTED",
+    "Data",
+    "Proxy",
+    "Run",
+    "batches_of",
+    "features_of",
+    "probed",
+    "proxy_name",
+    "proxy_value",
+    "some_of",
+]
 
 Run = Callable[[Tensor], Any]
 """A part as a function of one tensor (N, ...)."""
@@ -28,6 +39,8 @@ Proxy = Method | Objective | Callable[[Tensor, Tensor], Any]
 """A method or objective, whose value is minus its loss, or a function (features (N, D), y (N,)) -> number."""
 
 _BATCH = 1024
+FITTED = 2048
+"""Most samples that a probe is fitted to."""
 
 
 def batches_of(on: Data, *, normalize: Normalize | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -52,6 +65,17 @@ def batches_of(on: Data, *, normalize: Normalize | None = None) -> list[tuple[Te
     if not found:
         raise StoreError("the data holds no batch, expected at least one pair (x, y)")
     return found
+
+
+def some_of(split: Split, count: int) -> Split:
+    """At most so many samples of a split, evenly spread.
+
+    >>> import torch
+    >>> some_of(Split(torch.arange(5), torch.arange(5)), 2).x.tolist()
+    [0, 3]
+    """
+    stride = -(-len(split) // count)
+    return Split(split.x[::stride], split.y[::stride])
 
 
 def _given(run: Run, x: Tensor) -> Tensor:

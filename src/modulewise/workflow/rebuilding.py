@@ -46,11 +46,12 @@ class Skeleton:
 
     def run(self, h: Tensor) -> Any:
         """The part's output on what the model holds at present; h (N, ...)."""
-        if self.part == 0:
-            return self.partition.run(0, h, {})
         example: Tensor = self.partition.example
+        plan = self.partition.plans(example)[self.part]  # of any size: no other part runs, nothing is recorded anew
+        if self.part == 0:
+            return self.partition.run(0, h, {}, plan=plan)
         blank = torch.zeros(1, dtype=example.dtype, device=h.device).expand(len(h), *example.shape[1:])
-        return self.partition.run(self.part, blank, {self.part - 1: h})
+        return self.partition.run(self.part, blank, {self.part - 1: h}, plan=plan)
 
 
 def skeleton(spec: ModelSpec, *, cuts: Sequence[str], part: int, takes: Sample, trust_code: bool) -> Skeleton:
@@ -150,9 +151,6 @@ class StoredPart(nn.Module):
             StoreError: h does not fit.
         """
         self._check(h)
-        if self.skeleton.part == 0:
-            with self._fitting(h):  # another size of image is recorded once, on the skeleton
-                self.skeleton.partition.plans(torch.empty(h.shape, dtype=h.dtype, device="meta"))
         with self._fitting(h), self._filled():
             out = self.skeleton.run(h)
         if not isinstance(out, Tensor):

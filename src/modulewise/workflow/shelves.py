@@ -140,7 +140,13 @@ class Shelves:
 
     def _keep(self, digest: str, content: bytes) -> None:
         path = f"blobs/{digest}.safetensors"
-        if not self.files.create(path, content) and hashlib.sha256(self.files.read(path)).hexdigest() != digest:
+        if self.files.create(path, content):
+            return
+        try:
+            whole = hashlib.sha256(self.files.read(path)).hexdigest() == digest
+        except FileNotFoundError:
+            whole = False
+        if not whole:
             self.files.replace(path, content)
 
     def _numbers(self, name: str) -> list[int]:

@@ -16,6 +16,7 @@ from ..partition.tree import rebatch
 from ..partition.verification import same
 from .card import Card, ModelSpec, Sample
 from .rebuilding import Skeleton, StoredPart, check_tensors, skeleton
+from .shelves import reason
 
 __all__ = ["Taken", "frozen_run", "taken"]
 
@@ -120,11 +121,15 @@ def _prove(bare: Skeleton, found: Taken, h: Tensor, out: Tensor) -> None:
         name=f"part {found.part}", version=0, model=found.model, cuts=found.cuts, part=found.part, takes=found.takes,
         input=found.input, output=found.output, sha256="", bytes=0, parameters=0,
     )  # fmt: skip
-    rebuilt = frozen_run(StoredPart(bare, found.tensors, card=card))(h)
-    if not same(rebuilt, out):
+    try:
+        rebuilt = frozen_run(StoredPart(bare, found.tensors, card=card))(h)
+        said = "" if same(rebuilt, out) else "gives another output than the part itself"
+    except (RuntimeError, NotImplementedError) as error:
+        said = f"does not run ({reason(error)})"
+    if said:
         raise StoreError(
-            f"part {found.part}, rebuilt from {found.model.name!r}, gives another output than the part itself; give "
-            "the spec that the model was built from, and register tensors that it keeps as buffers"
+            f"part {found.part}, rebuilt from {found.model.name!r}, {said}; give the spec that the model was built "
+            "from, and register every tensor that it keeps as a buffer"
         )
 
 
