@@ -31,6 +31,7 @@ class HubFiles(Files):
             raise StoreError(f"'hf://{repository}' names no repository, expected hf://OWNER/NAME")
         try:
             self.library: Any = importlib.import_module("huggingface_hub")
+            self.errors: Any = importlib.import_module("huggingface_hub.errors")
         except ImportError as error:
             raise StoreError(
                 f"'hf://{repository}' needs huggingface_hub, which cannot be imported; pip install 'modulewise[hub]'"
@@ -45,10 +46,9 @@ class HubFiles(Files):
 
     def read(self, path: str) -> bytes:
         """A file's content; a missing one is a FileNotFoundError."""
-        errors = self.library.errors
         try:
             return Path(self.api.hf_hub_download(self.repository, self._path(path))).read_bytes()
-        except (errors.EntryNotFoundError, errors.RepositoryNotFoundError) as error:
+        except (self.errors.EntryNotFoundError, self.errors.RepositoryNotFoundError) as error:
             raise FileNotFoundError(path) from error
 
     def create(self, path: str, content: bytes) -> bool:
@@ -78,7 +78,7 @@ class HubFiles(Files):
     def _head(self) -> str | None:
         try:
             return str(self.api.repo_info(self.repository).sha)
-        except self.library.errors.RepositoryNotFoundError:
+        except self.errors.RepositoryNotFoundError:
             return None
 
     def _listed(self, folder: str, head: str | None) -> list[str]:
@@ -97,7 +97,7 @@ class HubFiles(Files):
         operation = self.library.CommitOperationAdd(path_in_repo=self._path(path), path_or_fileobj=content)
         try:
             self.api.create_commit(self.repository, [operation], commit_message=f"Store {path}", parent_commit=head)
-        except self.library.errors.HfHubHTTPError as error:
+        except self.errors.HfHubHTTPError as error:
             if getattr(error.response, "status_code", None) in (409, 412):
                 return False
             raise
