@@ -204,6 +204,30 @@ def test_a_writer_that_fails_leaves_nothing_half_written(tmp_path: Path, monkeyp
     assert store.verify() == ()
 
 
+def test_what_the_file_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking, saving, removing and opening."""
+    store, cut = Store(tmp_path), partition()
+    store.save(cut.part(0), "low", model=MLP)
+
+    def refused(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    acts = {
+        "save": lambda: store.save(cut.part(0), "low", model=MLP),
+        "remove": lambda: store.remove("low"),
+        "load": lambda: store.load("low"),
+        "open": lambda: Store(tmp_path),
+    }
+    needed = {"create": "save remove", "read": "save load open", "listed": "save remove load"}
+    for name, words in needed.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalFiles, name, refused)
+            for word in words.split():
+                with pytest.raises(StoreError, match="Permission denied") as error:
+                    acts[word]()
+                assert "\n" not in str(error.value)
+
+
 def test_weights_that_were_damaged_are_put_right_by_saving_them_again(tmp_path: Path) -> None:
     """The name of the file is its hash, so that nothing else can belong there."""
     store, cut = Store(tmp_path), partition()

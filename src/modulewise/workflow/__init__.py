@@ -1,6 +1,7 @@
 """Modular workflows: store, test, reuse and rank parts; train with few labels; find the part that is weak."""
 
 from .card import Card, Figure, ModelSpec, Quantity, Sample, Threshold
+from .checking import figures_of
 from .composing import Stitch, compose
 from .expecting import Expectation, Measured, expect
 from .files import AddressFiles, Files, LocalFiles
@@ -27,5 +28,6 @@ __all__ = [
     "Threshold",
     "compose",
     "expect",
+    "figures_of",
     "markdown",
 ]

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data import Dataset, Normalize, Split
+from ..engine.features import frozen_boundaries
 from ..errors import StoreError
 from ..methods import KernelProxy
+from ..partition import Part
+from ..partition.tree import tensors
 from .card import Figure, Quantity, Threshold
 from .expecting import expect
 from .measuring import FITTED, Run, batches_of, probed, proxy_value, some_of
 from .rebuilding import StoredPart
+from .taking import frozen_run
 
 __all__ = ["Outcome", "check", "figures_of", "thresholds_of"]
 
@@ -37,16 +41,19 @@ class Outcome:
         return (least is None or self.value >= least) and (most is None or self.value <= most)
 
 
-def figures_of(run: Run, *, train: Split, held: Split, normalize: Normalize | None, on: str) -> tuple[Figure, ...]:
-    """Proxy value and probe accuracy of a part on held-out data.
+def figures_of(
+    part: Part | StoredPart, *, train: Split, held: Split, normalize: Normalize | None, on: str
+) -> tuple[Figure, ...]:
+    """Proxy value and probe accuracy of a part's output on held-out data, for a card.
 
     Args:
-        run: from the model's input to the part's output, frozen.
+        part: `partition.part(k)`, fed by the parts below it, or a loaded part that takes images.
         train: what the probe is fitted to, 2048 samples at most.
         held: what both are measured on; nothing was trained on it.
         normalize: what images are normalised with.
         on: what `held` is, in words.
     """
+    run = _through(part)
     batches = batches_of(held, normalize=normalize)
     fitted = some_of(train, FITTED)
     alignment = proxy_value(run, KernelProxy(), batches)
@@ -65,6 +72,14 @@ def figures_of(run: Run, *, train: Split, held: Split, normalize: Normalize | No
             how=f"ridge probe fitted to {len(fitted)} training samples",
         ),
     )
+
+
+def _through(part: Part | StoredPart) -> Run:
+    """From the model's input to the part's output, frozen."""
+    if isinstance(part, StoredPart):
+        return frozen_run(part)
+    partition, index = part._partition, part.index
+    return lambda x: tensors(frozen_boundaries(partition, index + 1, x, {})[index])[0]
 
 
 def check(part: StoredPart, thresholds: Sequence[Threshold], *, dataset: Dataset) -> tuple[Outcome, ...]:

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from .. import models
 from ..checkpoint import LATEST, read
 from ..compare import Configuration, Experiment, Folder, configurations
 from ..compare.assembling import Workshop
-from ..engine.features import frozen_boundaries
 from ..engine.ranks.saving import newest
 from ..errors import StoreError
 from ..partition import Partition
-from ..partition.tree import tensors
 from .card import Card, ModelSpec, Threshold
 from .checking import figures_of
 from .store import Store
@@ -62,11 +58,8 @@ def save_run(
         part = 0
     dataset, material = workshop.material.dataset, workshop.material
 
-    def run(x: Tensor) -> Tensor:
-        return tensors(frozen_boundaries(partition, part + 1, x, {})[part])[0]
-
     figures = figures_of(
-        run,
+        partition.part(part),
         train=material.train,
         held=material.test,
         normalize=material.normalize,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from ..errors import StoreError
 from .card import FORMAT, Card
 from .files import Files
 
-__all__ = ["Shelves", "as_json", "reason"]
+__all__ = ["Shelves", "as_json", "reason", "spoken"]
 
 _MARK = "store.json"
 _HUB_OWN = {".gitattributes", "README.md"}
@@ -34,7 +35,8 @@ class Shelves:
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self.check()
+        with spoken(files, "read"):
+            self.check()
 
     def check(self) -> None:
         """Refuse what is not a store."""
@@ -65,19 +67,22 @@ class Shelves:
             content: the weights' file.
             card: makes the card from a version and the hash of the weights.
         """
-        self.check()
-        self.files.create(_MARK, json.dumps({"format": FORMAT}).encode() + b"\n")
         digest = hashlib.sha256(content).hexdigest()
-        self._keep(digest, content)
-        version = 1 + max(self._numbers(name), default=0)
-        while not self.files.create(f"cards/{name}/{version}.json", as_json(made := card(version, digest))):
-            version += 1
-        self._keep(digest, content)  # a removal in another process may have found them without a card
+        with spoken(self.files, "written"):
+            self.check()
+            self.files.create(_MARK, json.dumps({"format": FORMAT}).encode() + b"\n")
+            self._keep(digest, content)
+            version = 1 + max(self._numbers(name), default=0)
+            while not self.files.create(f"cards/{name}/{version}.json", as_json(made := card(version, digest))):
+                version += 1
+            self._keep(digest, content)  # a removal in another process may have found them without a card
         return made
 
     def entries(self) -> list[tuple[str, int]]:
         """Every name and version that has a card, sorted."""
-        found = (re.fullmatch(r"cards/([^/]+)/(\d+)\.json", path) for path in self.files.listed("cards"))
+        with spoken(self.files, "read"):
+            paths = self.files.listed("cards")
+        found = (re.fullmatch(r"cards/([^/]+)/(\d+)\.json", path) for path in paths)
         return sorted((match[1], int(match[2])) for match in found if match)
 
     def card(self, name: str, version: int) -> Card:
@@ -128,15 +133,16 @@ class Shelves:
 
     def remove(self, name: str, version: int) -> None:
         """Take a card away and leave word that its number is used; weights without a card go with it."""
-        self.files.create(f"cards/{name}/{version}.removed", b"")
-        self.files.remove(f"cards/{name}/{version}.json")
-        try:
-            named = {self.card(*entry).sha256 for entry in self.entries()}
-        except StoreError:
-            return  # a damaged card may name any weights: all are kept
-        for path in self.files.listed("blobs"):
-            if Path(path).stem not in named:
-                self.files.remove(path)
+        with spoken(self.files, "written"):
+            self.files.create(f"cards/{name}/{version}.removed", b"")
+            self.files.remove(f"cards/{name}/{version}.json")
+            try:
+                named = {self.card(*entry).sha256 for entry in self.entries()}
+            except StoreError:
+                return  # a damaged card may name any weights: all are kept
+            for path in self.files.listed("blobs"):
+                if Path(path).stem not in named:
+                    self.files.remove(path)
 
     def _keep(self, digest: str, content: bytes) -> None:
         path = f"blobs/{digest}.safetensors"
@@ -153,6 +159,21 @@ class Shelves:
         """Every version that a name has or had."""
         found = (re.fullmatch(r".*/(\d+)\.(?:json|removed)", path) for path in self.files.listed(f"cards/{name}"))
         return [int(match[1]) for match in found if match]
+
+
+@contextmanager
+def spoken(files: Files, verb: str) -> Iterator[None]:
+    """Say in one line what the file system refused.
+
+    Raises:
+        StoreError: an OSError was raised in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{files.address} cannot be {verb}: {reason(error)}; see to rights, room and network"
+        ) from error
 
 
 def as_json(card: Card) -> bytes:

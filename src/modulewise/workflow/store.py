@@ -24,7 +24,7 @@ from .files import Files, LocalFiles
 from .opening import open_files
 from .rebuilding import StoredPart, skeleton
 from .rendering import markdown
-from .shelves import Shelves, as_json, reason
+from .shelves import Shelves, as_json, spoken
 from .taking import taken
 
 __all__ = ["Store"]
@@ -130,10 +130,7 @@ class Store:
                 notes=notes,
             )
 
-        try:
-            return self._shelves.publish(name, content, card)
-        except OSError as error:
-            raise StoreError(f"{self.files.address} cannot be written: {reason(error)}") from error
+        return self._shelves.publish(name, content, card)
 
     def load(self, name: str, *, trust_code: bool = False) -> StoredPart:
         """A stored part as a frozen module: eval mode, no parameter requires a gradient.
@@ -219,9 +216,10 @@ class Store:
             raise StoreError(f"{target} is in use; give a new or empty folder")
         content = self._shelves.blob(card)
         files = LocalFiles(target)
-        files.create("part.safetensors", content)
-        files.create("card.md", markdown(card).encode())
-        files.create("card.json", as_json(card))
+        with spoken(files, "written"):
+            files.create("part.safetensors", content)
+            files.create("card.md", markdown(card).encode())
+            files.create("card.json", as_json(card))
         return target
 
     def _found(self, name: str) -> tuple[str, int]:
