@@ -21,7 +21,7 @@ def partition(spec: ModelSpec = MLP, *, cuts: list[str] | None = None, seed: int
 
 
 class Normed(nn.Module):
-    """What a frozen part must leave alone: batch normalisation, dropout, a buffer, a tied and a frozen parameter."""
+    """Batch normalisation, dropout, a buffer outside the state, tied weights, a frozen table that both parts read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Normed(nn.Module):
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.first(x)
+        h = self.first(x * self.scale[:4])
         h = self.again(torch.relu(self.second(h))) * self.scale + self.shift
         out: torch.Tensor = self.head(h)
         return out
@@ -60,3 +60,13 @@ class Constant(nn.Module):
 def constant() -> nn.Module:
     """A model that cannot be rebuilt from its parameters and buffers."""
     return Constant()
+
+
+def unsteady() -> nn.Module:
+    """A model that is built differently every time: its layers have the same tensors and another order."""
+    built.append(len(built))
+    layers: list[nn.Module] = [nn.Linear(4, 4), nn.Tanh() if len(built) == 1 else nn.Sigmoid(), nn.Linear(4, 3)]
+    return nn.Sequential(*layers)
+
+
+built: list[int] = []

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import stored_networks
 import torch
 from stored_networks import LENET, MLP, constant, normed, partition
 from torch import nn
@@ -28,7 +29,7 @@ def trained_normed() -> mw.Partition:
 
 
 def test_buffers_ties_and_frozen_parameters_come_along(tmp_path: Path) -> None:
-    """Statistics, a buffer that is not in the state, a parameter under two names, one that was frozen."""
+    """Statistics, a buffer that is not in the state, a parameter under two names, a frozen one that two parts read."""
     cut, store = trained_normed(), Store(tmp_path)
     for k in (0, 1):
         store.save(cut.part(k), f"part{k}", model=OWN)
@@ -38,6 +39,8 @@ def test_buffers_ties_and_frozen_parameters_come_along(tmp_path: Path) -> None:
     assert torch.equal(high(low(x)), cut.model(x))
     assert {name for name, _ in low.named_tensors()} >= {"first.1.running_mean", "first.0.weight"}
     assert "shift" in dict(high.named_tensors())
+    assert "scale" in low.skeleton.holdings.names[0]
+    assert "scale" in dict(high.named_tensors()), "what belongs to a part below and is read here comes along"
     assert "again.weight" not in dict(high.named_tensors()), "a tied parameter is stored once"
 
 
@@ -103,6 +106,17 @@ def test_a_model_with_a_tensor_outside_its_state_is_refused_when_saved(tmp_path:
     with pytest.raises(mw.ModulewiseError, match="as a buffer"):
         Store(tmp_path / "store").save(
             model, "c", model=ModelSpec(name="stored_networks:constant"), example=torch.randn(5, 4)
+        )
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_rebuilt_must_give_the_same_output(tmp_path: Path) -> None:
+    """The same tensors around another activation are seen before anything is written."""
+    stored_networks.built.clear()
+    model = stored_networks.unsteady()
+    with pytest.raises(StoreError, match="gives another output than the part itself"):
+        Store(tmp_path / "store").save(
+            model, "u", model=ModelSpec(name="stored_networks:unsteady"), example=torch.randn(5, 4)
         )
     assert not (tmp_path / "store").exists()
 
