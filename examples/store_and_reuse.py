@@ -34,9 +34,7 @@ train(partition, digits.train, epochs=3)
 
 with tempfile.TemporaryDirectory() as folder:
     store = Store(folder)
-    store.save(
-        partition.part(0), "digit-features", model=spec, normalize=normalize, data="digits", licence="CC0-1.0"
-    )
+    store.save(partition.part(0), "digit-features", model=spec, normalize=normalize, data="digits", licence="CC0-1.0")
     part = store.load("digit-features")  # its weights are verified by their hash
 
 mw.expect(part).probe_accuracy(on=digits).at_least(0.9)  # a unit test: an AssertionError if it fails
