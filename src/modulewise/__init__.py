@@ -33,6 +33,7 @@ from .outofcore import OutOfCore
 from .partition import Block, Boundary, Part, Partition, TimePartition
 from .planning import plan
 from .trainer import Trainer
+from .workflow import compose, expect
 
 __version__ = "0.1.0"
 
@@ -68,9 +69,11 @@ __all__ = [
     "balance",
     "buffers",
     "checks",
+    "compose",
     "data",
     "ensemble",
     "exits",
+    "expect",
     "heads",
     "losses",
     "metering",

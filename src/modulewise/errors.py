@@ -17,6 +17,7 @@ __all__ = [
     "PartitionError",
     "PlanError",
     "RankError",
+    "StoreError",
     "suggest",
 ]
 
@@ -59,6 +60,10 @@ class ActorError(ModulewiseError):
 
 class RankError(ModulewiseError):
     """Ranks do not fit together, or another rank has stopped, hangs or is too slow."""
+
+
+class StoreError(ModulewiseError):
+    """A stored part is unknown, damaged, altered, of a newer format, or does not fit."""
 
 
 class NonFiniteBoundaryError(ModulewiseError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""What a person types: `modulewise compare`, `train`, `parts`, `methods`, `plan`, `inspect`, `report`, `recipe`."""
+"""What a person types: one command a word, such as `modulewise compare` or `modulewise plan`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from .inspecting import inspect
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
+from .storing import app as store_app
+from .storing import check
 from .training import train
 
 __all__ = ["app", "main"]
@@ -32,8 +34,10 @@ app.command()(parts)
 app.command()(methods)
 app.command()(plan)
 app.command()(inspect)
+app.command()(check)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
+app.add_typer(store_app)
 
 
 @app.callback(invoke_without_command=True)

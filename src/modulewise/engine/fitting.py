@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError, MethodError
+from ..objective import Role
 from ..partition.tree import plain, tensors
 from ..schedules import FINAL, Asynchronous, Event, Schedule, Sequential, State, Work
 from .actors.driving import drive
@@ -168,7 +169,7 @@ def _loop(
     state = schedule.start(parts=len(trainer.partition), epochs=epochs)
     if trainer.progress is not None:
         state = replace(trainer.progress, epochs=epochs)
-    state, work = schedule.next(state, Event.START)
+    state, work = _passed_over(trainer, schedule, *schedule.next(state, Event.START))
     sums = Pass()
     batches: Iterator[tuple[Tensor | None, Any, Any]] | None = None
     if work is not None and work.batch > 0:
@@ -180,13 +181,29 @@ def _loop(
         if item is None:
             if work.batch == 0:
                 raise DataError("the loader gives no batch, expected at least one; is it a spent iterator?")
-            state, following = schedule.next(state, Event.EXHAUSTED)
+            state, following = _passed_over(trainer, schedule, *schedule.next(state, Event.EXHAUSTED))
             trainer.progress = state
             yield _end(trainer, work, following, sums)
             work, batches = following, None
             continue
         state, work = _step(trainer, fit, schedule, state, work, item, sums)
         yield None
+
+
+def _passed_over(trainer: Trainer, schedule: Schedule, state: State, work: Work | None) -> tuple[State, Work | None]:
+    """The next work on a part that something can change, where parts learn one after another.
+
+    Frozen parts without a head to train would look at every batch and stay as they are.
+    """
+    while work is not None and work.upstream == FINAL and work.batch == 0 and not _can_change(trainer, work.part):
+        state, work = schedule.next(replace(state, part=work.part + 1, epoch=0, batch=0), Event.START)
+    return state, work
+
+
+def _can_change(trainer: Trainer, part: int) -> bool:
+    """Whether a part or its head has something to train, or a buffer that a forward in train mode may write."""
+    learns = any(trainer.updater.parameters(part, role) for role in Role)
+    return learns or any(module.training and module._buffers for _, module in trainer.engine.modules(part))
 
 
 def _step(
