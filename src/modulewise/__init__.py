@@ -17,6 +17,7 @@ from . import (
     outofcore,
     planning,
     schedules,
+    scores,
     wires,
 )
 from .engine.evaluating import Evaluation
@@ -79,5 +80,6 @@ __all__ = [
     "plan",
     "planning",
     "schedules",
+    "scores",
     "wires",
 ]
