@@ -19,6 +19,7 @@ from . import (
     schedules,
     scores,
     wires,
+    workflow,
 )
 from .engine.evaluating import Evaluation
 from .engine.exits import ensemble, exits
@@ -82,4 +83,5 @@ __all__ = [
     "schedules",
     "scores",
     "wires",
+    "workflow",
 ]

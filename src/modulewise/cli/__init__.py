@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from ..errors import ModulewiseError
+from .benching import app as bench_app
 from .comparing import compare, show
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
+from .scoring import score
 from .training import train
 
 __all__ = ["app", "main"]
@@ -32,6 +34,8 @@ app.command()(methods)
 app.command()(plan)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
+app.command()(score)
+app.add_typer(bench_app)
 
 
 @app.callback(invoke_without_command=True)

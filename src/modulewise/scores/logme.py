@@ -57,7 +57,7 @@ def log_evidence(features: Tensor, targets: Tensor, *, iterations: int = 200, to
         https://arxiv.org/abs/2110.10545
 
     Departs from the paper: it starts at alpha / beta = the mean of s^2 and not at 1, and iterates to convergence and
-    not 11 times, so that the unit of the features does not matter. Residuals are kept above 1e-12 of ||y||^2, and ||m||^2
+    not 11 times, so that the unit of the features does not matter. Residuals are kept above 1e-12 of ||y||^2, ||m||^2
     likewise: where F fits y exactly, or says nothing at all, the evidence has no maximum at finite precisions.
 
     >>> x = torch.tensor([[1.0], [2.0], [3.0], [4.0]]).double()
