@@ -25,6 +25,7 @@ __all__ = ["METHODS", "ModulesSetting", "method_of", "modules_experiment"]
 
 METHODS = ("DGL", "PredSim", "KernelProxy", "Backprop", "untrained")
 _SIDE = 32
+_SCORES: tuple[Score, ...] = tuple(one for one in SCORES.values() if not one.reads_source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def _networks(
 def modules_experiment(
     setting: ModulesSetting,
     *,
-    scores: Sequence[Score] = tuple(score for score in SCORES.values() if not score.reads_source),
+    scores: Sequence[Score] = _SCORES,
     quick: bool = False,
     told: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
