@@ -100,10 +100,10 @@ def complaint(words: list[str]) -> str:
     subcommand = words[1:2] if words[1:] and not words[1].startswith("-") else []
     if subcommand and not re.search(rf"^[\W_]*{re.escape(subcommand[0])}\b", help_of(), re.MULTILINE):
         return f"modulewise has no command {subcommand[0]!r}"
-    if subcommand == ["recipe"]:  # the one command that has commands of its own
+    if subcommand in (["bench"], ["recipe"]):  # commands that have commands of their own
         subcommand = words[1:3]
-        if not re.search(rf"^[\W_]*{re.escape(words[2])}\b", help_of("recipe"), re.MULTILINE):
-            return f"modulewise recipe has no command {words[2]!r}"
+        if not re.search(rf"^[\W_]*{re.escape(words[2])}\b", help_of(words[1]), re.MULTILINE):
+            return f"modulewise {words[1]} has no command {words[2]!r}"
     known = help_of(*subcommand)
     unknown = [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", known)]
     return f"{' '.join(words[:2])} has no option {unknown}" if unknown else ""

@@ -18,6 +18,7 @@ from typing import Any
 
 from markup import NOT_RUN, read_rows, table
 from scale_tables import FILES, kills_table, plans_table, predicted_table, slow_down_table
+from transfer_tables import TRANSFER, transfer_table
 
 from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
@@ -59,7 +60,7 @@ def results_table(folder: Path) -> str:
     """One table a file of runs that `modulewise compare` wrote; what they were made with stands above it."""
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name.startswith("bench-") or path.name == RECIPES:
+        if path.name.startswith("bench-") or path.name in (RECIPES, TRANSFER):
             continue
         results = [Result.from_json(row) for row in read_rows(path)]
         if results:
@@ -174,6 +175,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "speed": lambda: benchmark_table(RESULTS, memory=False),
         "kills": lambda: kills_table(RESULTS),
         "slow_down": lambda: slow_down_table(RESULTS),
+        "transfer": lambda: transfer_table(RESULTS),
     }
 
 

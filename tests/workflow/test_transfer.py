@@ -265,7 +265,7 @@ def test_source_networks_learn(method):
     model = source_model(digits.shape, 10, width=8)
     normalize = data.normalization(digits.train)
     cuts = () if isinstance(method, Backprop) else ("block2", "features")
-    training = Training(epochs=5, batch_size=32, rate=5e-3)
+    training = Training(epochs=3, batch_size=32, rate=5e-3)
     train_source(model, digits.train, method, cuts=cuts, training=training, normalize=normalize)
     guess = model.eval()(normalize(digits.test.x)).argmax(1)
     assert (guess == digits.test.y).double().mean() > 0.5

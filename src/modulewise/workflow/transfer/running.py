@@ -57,9 +57,15 @@ def modules_setting(data: Path, which: Which, *, quick: bool, seed: int) -> Modu
     size, groups = (10, 3) if tiny else (5, 2)
     folder = str(data / which.value)
     if not quick:
-        images = (200, 300) if tiny else (1000, 2000)
+        images = (200, 300) if tiny else (1000, 1000)
         return ModulesSetting(
-            data=folder, size=size, groups=groups, a_class=images[0], source_a_class=images[1], seed=seed
+            data=folder,
+            size=size,
+            groups=groups,
+            training=Training(epochs=5, width=8),
+            a_class=images[0],
+            source_a_class=images[1],
+            seed=seed,
         )
     return ModulesSetting(
         data=folder,
