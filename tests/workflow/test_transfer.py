@@ -15,7 +15,7 @@ from modulewise.errors import DataError
 from modulewise.methods import DGL, Backprop
 from modulewise.workflow.ranking import Scored
 from modulewise.workflow.tasks import Task, averaged, balanced, binary_tasks, grouped_tasks, parted, restricted
-from modulewise.workflow.transfer import book, judging, running
+from modulewise.workflow.transfer import binary, book, judging, modules, running
 from modulewise.workflow.transfer.agreement import regret, weighted_tau
 from modulewise.workflow.transfer.binary import BinarySetting, binary_experiment
 from modulewise.workflow.transfer.modules import METHODS, ModulesSetting, method_of, modules_experiment
@@ -328,6 +328,52 @@ def test_the_modules_experiment_ranks_parts_of_one_size_at_every_cut():
     assert rows[0]["experiment"] == "modules: digits"
     with pytest.raises(DataError, match="methods"):
         ModulesSetting(data="digits", methods=("nonsense",))
+
+
+def marked(classes=4, a_class=60):
+    """A data set whose images carry the number of their sample, training samples first."""
+    y = torch.arange(a_class * classes) % classes
+    x = torch.zeros(2 * len(y), 1, 8, 8)
+    x[:, 0, 0, 0] = torch.arange(2.0 * len(y))
+    train, test = Split(x[: len(y)], y), Split(x[len(y) :], y)
+    return data.Dataset("marked", train, test, classes, tuple("abcd"), (1, 8, 8))
+
+
+def numbers_of(split):
+    return set(split.x[:, 0, 0, 0].tolist())
+
+
+@pytest.mark.parametrize("kind", ["binary", "modules"])
+def test_source_networks_learn_from_other_samples_than_scores_heads_and_tests_see(kind, monkeypatch):
+    """What is trained on, what is held out for a source's own accuracy, what heads learn from, and the test split."""
+    place = binary if kind == "binary" else modules
+    learned, fields, held = [], [], []
+    monkeypatch.setattr(place.data, "load", lambda name: marked())
+    monkeypatch.setattr(place, "train_source", lambda model, split, *_, **__: learned.append(numbers_of(split)))
+    monkeypatch.setattr(place, "judged", lambda candidates, targets, field, *_, **__: fields.append(field) or [])
+    monkeypatch.setattr(place, "agreement_rows", lambda pairs, own: [])
+    if kind == "binary":
+        sizes = {"tasks": 2, "a_class": 20, "held": 10, "source_a_class": 15, "samples": 20}
+        taken = binary.collect
+        monkeypatch.setattr(
+            binary, "collect", lambda part, loader: held.append(numbers_of(loader.split)) or taken(part, loader)
+        )
+        binary_experiment(BinarySetting(data="marked", training=Training(width=4), **sizes), scores=CHOSEN)
+        assert [len(found) for found in held] == [30, 20] * 2
+        assert held[0] == learned[0]
+        assert held[0].isdisjoint(held[1])
+    else:
+        sizes = {"groups": 2, "size": 2, "methods": ("KernelProxy",), "seeds": (0,), "cuts": ("features",)}
+        modules_experiment(
+            ModulesSetting(data="marked", training=Training(width=4), a_class=20, source_a_class=15, **sizes)
+        )
+    assert [len(found) for found in learned] == [30, 30]
+    (field,) = fields
+    assert len(field.train) == 80
+    for found in (*learned, *held):
+        assert found.isdisjoint(numbers_of(field.train))
+        assert found.isdisjoint(numbers_of(field.test))
+    assert numbers_of(field.test) == set(range(240, 480))
 
 
 def test_every_method_of_the_modules_experiment_exists():
