@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_cases import clusters, probabilities, rotation
 
-from modulewise import scores
+from modulewise import losses, scores
 from modulewise.errors import DataError
 
 seeds = settings(max_examples=10, deadline=None, database=None)
@@ -160,6 +160,7 @@ def test_bad_source_probabilities_are_refused_in_one_line(name):
 @pytest.mark.parametrize(
     ("kind", "setting"),
     [
+        (scores.Alignment, {"kernel": losses.LINEAR}),
         (scores.NLEEP, {"ratio": 0}),
         (scores.NLEEP, {"energy": 1.5}),
         (scores.TransRate, {"epsilon": 0.0}),

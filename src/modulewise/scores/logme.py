@@ -42,7 +42,7 @@ def log_evidence(features: Tensor, targets: Tensor, *, iterations: int = 200, to
 
     alpha = gamma / ||m||^2 and beta = (N - gamma) / ||F m - y||^2 with gamma = sum_i beta s_i^2 / (alpha + beta s_i^2),
     s the singular values of F, are repeated until alpha / beta no longer moves. Exactly invariant to rotations and to
-    the scale of the features: alpha takes that up.
+    the scale of the features: alpha takes that up. There is no constant, so that shifts do matter, as published.
 
     Args:
         features: (N, D), any D.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from .. import losses
+from ..errors import DataError
 from ..method import Reference
 from .score import Score
 
@@ -63,13 +65,21 @@ class Proxy(Score):
     task's proxy is high on it already, which one forward pass tells. Memory grows with N^2.
 
     Args:
-        kernel: of `losses`; k(u, v) = phi(u) . phi(v), phi the normalised ReLU of the features where left out.
+        kernel: of `losses`, with a range; k(u, v) = phi(u) . phi(v), phi the normalised ReLU of the features where left
+            out.
+
+    Raises:
+        DataError: the kernel is unbounded.
     """
 
     kernel: losses.Kernel = losses.RELU
 
     references: ClassVar[tuple[Reference, ...]] = (_DUAN,)
     objective: ClassVar[losses.PairwiseObjective]
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.kernel.maximum - self.kernel.minimum):
+            raise DataError(f"kernel={self.kernel.name} is unbounded, expected one with a range such as losses.COSINE")
 
     def value(self, features: Tensor, labels: Tensor, source: Tensor | None) -> float:
         """The objective of the whole Gram matrix."""

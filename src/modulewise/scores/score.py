@@ -42,7 +42,7 @@ class Score(ABC):
                 length, or no source probabilities where they are read.
         """
         labels = compact(features, labels)
-        source = _probabilities(self.name, source_probabilities, len(labels)) if self.reads_source else None
+        source = _probabilities(self.name, source_probabilities, labels) if self.reads_source else None
         value = self.value(features.detach().double(), labels, source)
         if not math.isfinite(value):
             raise DataError(f"{self.name} of these features is {value}; rescale the features or take another score")
@@ -86,12 +86,14 @@ def compact(features: Tensor, labels: Tensor) -> Tensor:
     return found
 
 
-def _probabilities(name: str, given: Tensor | None, count: int) -> Tensor:
+def _probabilities(name: str, given: Tensor | None, labels: Tensor) -> Tensor:
     if given is None:
         raise DataError(f"{name} reads the source head's class probabilities; give source_probabilities= (N, Z)")
-    if given.ndim != 2 or len(given) != count or not given.is_floating_point():
-        raise DataError(f"source probabilities {tuple(given.shape)} came with {count} samples, expected (N, Z) floats")
-    wide = given.detach().double()
+    if given.ndim != 2 or len(given) != len(labels) or not given.is_floating_point():
+        raise DataError(
+            f"source probabilities {tuple(given.shape)} came with {len(labels)} samples, expected (N, Z) floats"
+        )
+    wide = given.detach().to(labels.device).double()
     if not bool(((wide >= 0).all(1) & ((wide.sum(1) - 1).abs() < 1e-3)).all()):
         raise DataError("source probabilities are negative, not finite or do not sum to 1; give softmax(logits)")
     return wide
