@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
+import transfer_tables
 from torch import nn
 from torch.nn import functional
 
@@ -396,6 +397,27 @@ def test_the_table_has_a_row_a_score_the_best_first():
     assert table["*parameter count* (static)"][-2:] == ("", "")
     taus = [float(row[1].split(" ")[0]) for row in cells]
     assert taus == sorted(taus, reverse=True)
+
+
+def test_the_page_shows_full_runs_and_says_what_has_not_run(tmp_path):
+    pairs = [pair("a", "A", 0.9, 1.0), pair("b", "A", 0.8, 0.0), pair("a", "B", 0.5, 0.0), pair("b", "B", 0.7, 1.0)]
+    facts = {"kind": "setting", "setting": {"samples": 1000}, "epoch_seconds": 2.0}
+    found = [
+        facts,
+        *book.matrix_rows(pairs),
+        *(row for own in (False, True) for row in book.agreement_rows(pairs, own=own)),
+    ]
+    common = {"group": "features", "seed": 0, "device": "cpu (1 threads)", "versions": {"torch": "2.11"}}
+    rows = [{**common, "experiment": "binary", "quick": False, **row} for row in found]
+    rows += [{**common, "experiment": "modules: mnist", "quick": True, **row} for row in found]
+    (tmp_path / "transfer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = transfer_tables.transfer_table(tmp_path)
+    assert "### Binary tasks of CIFAR-10 classes, parts up to `features`" in page
+    assert "2 targets, 2 parts a target" in page
+    assert "best part 80.0 %, 15.0 points above the worst" in page
+    assert "| cka | 1.000 ± 0.00 | 0.00 | 1.000 ± 0.00 | 0.00 | 1.000 | 11.000 |" in page
+    assert page.count("not run yet") == 3
+    assert transfer_tables.transfer_table(tmp_path / "nowhere").count("not run yet") == 4
 
 
 def test_the_command_writes_what_it_shows(tmp_path, monkeypatch, capsys):
