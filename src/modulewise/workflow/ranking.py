@@ -16,7 +16,7 @@ from ..scores import Score
 from .features import AnyPart, Pooling, collect, parameters_of
 from .tasks import balanced
 
-__all__ = ["Scored", "Shelf", "rank", "rank_store", "ranked", "score_part"]
+__all__ = ["Facts", "Scored", "Shaped", "Shelf", "rank", "rank_store", "ranked", "score_part"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +49,24 @@ class Scored:
         return self.pass_seconds + self.seconds
 
 
-class _Sample(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-class _Facts(Protocol):
-    @property
-    def input(self) -> _Sample: ...
+class Shaped(Protocol):
+    """One sample of a tensor."""
 
     @property
-    def normalize(self) -> Normalize | None: ...
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes, without the batch axis."""
+
+
+class Facts(Protocol):
+    """What ranking needs of a card."""
+
+    @property
+    def input(self) -> Shaped:
+        """One sample of what the part takes."""
+
+    @property
+    def normalize(self) -> Normalize | None:
+        """What is done to images before."""
 
 
 class Shelf(Protocol):
@@ -71,8 +78,8 @@ class Shelf(Protocol):
     def load(self, name: str, /) -> nn.Module:
         """A frozen part."""
 
-    def card(self, name: str, /) -> Any:
-        """Its card, with `input.shape` of one sample and `normalize`."""
+    def card(self, name: str, /) -> Facts:
+        """What is known of it."""
 
 
 def score_part(
