@@ -46,8 +46,9 @@ def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     spread = 100 * sum(max(row["accuracy"]) - min(row["accuracy"]) for row in targets) / len(targets)
     return (
         f"{without['targets']} targets, {without['candidates']:g} parts a target ({own['candidates']:g} with its own), "
-        f"{facts['setting']['samples']} samples scored; best part {best:.1f} %, {spread:.1f} points above the worst "
-        f"(means over targets). One epoch of head training on the frozen part {facts['epoch_seconds']:.2f} s. "
+        f"{facts['setting']['samples']} samples scored; best part, the own one included, {best:.1f} %, {spread:.1f} "
+        f"points above the worst (means over targets). One epoch of head training on the frozen part "
+        f"{facts['epoch_seconds']:.2f} s. "
         f"{facts['device']}, torch {facts['versions']['torch']}, seed {facts['seed']}:"
     )
 

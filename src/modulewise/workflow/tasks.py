@@ -14,7 +14,7 @@ from ..data import Dataset, Split
 from ..errors import DataError
 from ..seeding import seed_of
 
-__all__ = ["Task", "averaged", "balanced", "binary_tasks", "grouped_tasks", "parted", "restricted"]
+__all__ = ["Task", "averaged", "balanced", "binary_tasks", "grouped_tasks", "of_classes", "parted", "restricted"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,16 @@ def restricted(split: Split, task: Task) -> Split:
     labels = table[split.y]
     kept = (labels >= 0).nonzero()[:, 0]
     return Split(split.x[kept], labels[kept])
+
+
+def of_classes(split: Split, classes: Sequence[int]) -> Split:
+    """The samples of some classes, with the labels that they have.
+
+    >>> of_classes(Split(torch.arange(4.0)[:, None], torch.tensor([0, 1, 2, 1])), [2, 1]).y.tolist()
+    [1, 2, 1]
+    """
+    kept = torch.isin(split.y, torch.tensor(list(classes)))
+    return Split(split.x[kept], split.y[kept])
 
 
 def balanced(split: Split, samples: int, *, seed: int = 0) -> Split:

@@ -16,7 +16,7 @@ from ...models.builtin import Shape
 from ...scores import SCORES, Score
 from ...seeding import seed_of
 from ..features import AveragePool
-from ..tasks import Task, averaged, balanced, grouped_tasks, parted, restricted
+from ..tasks import Task, averaged, balanced, grouped_tasks, of_classes, parted, restricted
 from .book import agreement_rows, matrix_rows, provenance
 from .judging import Candidate, Field, head_epoch_seconds, judged
 from .sources import BLOCKS, Training, part_of, source_model, train_source
@@ -156,9 +156,11 @@ def modules_experiment(
     dataset = averaged(data.load(setting.data), side=_SIDE)
     tasks = grouped_tasks(len(dataset.class_names), size=setting.size, count=setting.groups, seed=setting.seed)
     normalize = data.normalization(dataset.train)
-    target_pool, source_pool = parted(dataset.train, setting.a_class)
+    used = [c for task in tasks for c in task.classes]
+    target_pool, source_pool = parted(of_classes(dataset.train, used), setting.a_class)
     found = _networks(source_pool, dataset.shape, tasks, setting, normalize, told)
-    test = dataset.test if setting.test_limit is None else balanced(dataset.test, setting.test_limit)
+    test = of_classes(dataset.test, used)
+    test = test if setting.test_limit is None else balanced(test, setting.test_limit)
     field = Field(target_pool, test, normalize, setting.samples, setting.seed)
     name = dataset.name.rstrip("/").rpartition("/")[2]
     rows: list[dict[str, Any]] = []
