@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 OWN_PAGES = {
     *("recipes", "objectives", "survey", "slow_down", "kills", "plans", "predicted"),
+    "transfer",
     *("schedules", "ranks", "constant_memory", "options"),
 }
 BEGIN = re.compile(r"<!-- (\w+):begin -->")

@@ -28,6 +28,7 @@ FLOORS = {
     **dict.fromkeys(("metering", "data", "errors", "seeding"), 0),
     **dict.fromkeys(("partition", "models", "balance"), 1),
     **dict.fromkeys(("buffers", "wires"), 2),
+    **dict.fromkeys(("scores",), 2),
     **dict.fromkeys(("method", "objective", "schedules", "heads", "losses", "layer_rules"), 2),
     **dict.fromkeys(("methods",), 3),
     **dict.fromkeys(("trainer", "engine", "checkpoint", "outofcore"), 4),

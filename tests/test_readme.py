@@ -100,7 +100,7 @@ def complaint(words: list[str]) -> str:
     subcommand = words[1:2] if words[1:] and not words[1].startswith("-") else []
     if subcommand and not re.search(rf"^[\W_]*{re.escape(subcommand[0])}\b", help_of(), re.MULTILINE):
         return f"modulewise has no command {subcommand[0]!r}"
-    if subcommand in (["recipe"], ["store"]):  # the commands that have commands of their own
+    if subcommand in (["bench"], ["recipe"], ["store"]):  # commands that have commands of their own
         subcommand = words[1:3]
         if not re.search(rf"^[\W_]*{re.escape(words[2])}\b", help_of(words[1]), re.MULTILINE):
             return f"modulewise {words[1]} has no command {words[2]!r}"

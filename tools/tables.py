@@ -28,6 +28,7 @@ from scale_tables import (
     ratio_table,
     slow_down_table,
 )
+from transfer_tables import TRANSFER, transfer_table
 
 from modulewise import recipes, registry
 from modulewise.compare import Result, summarise
@@ -75,7 +76,11 @@ def results_table(folder: Path, *, only: Sequence[str] = ()) -> str:
     """
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name not in only if only else path.name.startswith("bench-") or path.name in (RECIPES, SCHEDULES):
+        if (
+            path.name not in only
+            if only
+            else path.name.startswith("bench-") or path.name in (RECIPES, SCHEDULES, TRANSFER)
+        ):
             continue
         results = [Result.from_json(row) for row in read_rows(path)]
         if results:
@@ -194,6 +199,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "options": lambda: ratio_table(RESULTS, OPTIONS),
         "kills": lambda: kills_table(RESULTS),
         "slow_down": lambda: slow_down_table(RESULTS),
+        "transfer": lambda: transfer_table(RESULTS),
     }
 
 

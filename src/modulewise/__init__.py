@@ -17,6 +17,7 @@ from . import (
     outofcore,
     planning,
     schedules,
+    scores,
     wires,
     workflow,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "plan",
     "planning",
     "schedules",
+    "scores",
     "wires",
     "workflow",
 ]

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from ..errors import ModulewiseError
+from .benching import app as bench_app
 from .comparing import compare, show
 from .inspecting import inspect
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
+from .scoring import score
 from .storing import app as store_app
 from .storing import check
 from .training import train
@@ -38,6 +40,8 @@ app.command()(check)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
 app.add_typer(store_app)
+app.command()(score)
+app.add_typer(bench_app)
 
 
 @app.callback(invoke_without_command=True)
