@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ModulewiseError
 from .comparing import compare, show
+from .labelling import labels
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
@@ -30,6 +31,7 @@ app.command()(train)
 app.command()(parts)
 app.command()(methods)
 app.command()(plan)
+app.command()(labels)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
 

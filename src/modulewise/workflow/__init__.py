@@ -2,14 +2,18 @@
 
 from .drawing import balanced
 from .heads import train_head
+from .label_settings import FewLabels
+from .labels import label_curve
 from .pairing import PairLoader, train_hidden
 from .pairs import Pairs, drawn_pairs, read_pairs
 
 __all__ = [
+    "FewLabels",
     "PairLoader",
     "Pairs",
     "balanced",
     "drawn_pairs",
+    "label_curve",
     "read_pairs",
     "train_head",
     "train_hidden",

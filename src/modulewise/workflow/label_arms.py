@@ -90,11 +90,11 @@ def trained(network: Network, made: Ingredients) -> tuple[nn.Module, Partition]:
     model = made.model(settings.seed)
     partition = made.partition(model)
     if network is Network.BACKPROP:
-        loader = made.loader(made.train, seed=settings.seed)
+        loader = made.loader(made.train, seed=settings.seed, batch_size=settings.batch_size)
         _backprop(partition, loader, epochs=settings.epochs, made=made, seed=settings.seed)
         return model, partition
     shared: dict[str, Any] = {"seed": settings.seed, "augment": made.augment, "normalize": made.normalize}
-    batches: Any = made.loader(made.train, seed=settings.seed)
+    batches: Any = made.loader(made.train, seed=settings.seed, batch_size=settings.batch_size)
     if made.pairs is not None:
         batches = PairLoader(made.train.x, made.pairs, batch_size=settings.batch_size, device=made.device, **shared)
     train_hidden(
@@ -116,12 +116,14 @@ def _optimizer(made: Ingredients, *, rate: float | None = None) -> Callable[...,
     return partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=settings.weight_decay, fused=True)
 
 
-def _backprop(partition: Partition, loader: Any, *, epochs: int, made: Ingredients, seed: int) -> None:
+def _backprop(
+    partition: Partition, loader: Any, *, epochs: int, made: Ingredients, seed: int, rate: float | None = None
+) -> None:
     Trainer(
         partition,
         Backprop(),
         loss=losses.classification,
-        optimizer=_optimizer(made),
+        optimizer=_optimizer(made, rate=rate),
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
         seed=seed,
     ).fit(loader, epochs=epochs)
@@ -178,15 +180,16 @@ def with_probe(found: Outputs, made: Ingredients, chosen: Tensor) -> float:
 def scratch(made: Ingredients, chosen: Tensor, *, draw: int) -> float:
     """Test accuracy of a network trained end to end on the chosen examples alone; every draw has its initial weights.
 
-    Everything but the number of updates is as in the training on all labels.
+    Number, size and rate of the updates are its own; everything else is as in the training on all labels.
     """
     seed = seed_of(made.settings.seed, "scratch", len(chosen), draw)
     split = Split(made.train.x[chosen], made.train.y[chosen])
-    loader = made.loader(split, seed=seed)
+    settings = made.settings
+    loader = made.loader(split, seed=seed, batch_size=settings.scratch_batch)
     model = made.model(seed)
     partition = made.partition(model)
-    epochs = -(-made.settings.scratch_steps // len(loader))
-    _backprop(partition, loader, epochs=epochs, made=made, seed=seed)
+    epochs = -(-settings.scratch_steps // len(loader))
+    _backprop(partition, loader, epochs=epochs, made=made, seed=seed, rate=settings.scratch_lr)
     guesses: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
         guesses = [model(x).argmax(1).cpu() for x, _ in made.plain(made.test)]

@@ -58,6 +58,8 @@ class FewLabels:
         augment: as for `compare.Experiment`, in all training of networks.
         normalize: by mean and standard deviation of the training samples, without labels.
         scratch_steps: updates of E2EBP on n examples, >= 1 (rounded up to whole passes).
+        scratch_batch: samples a step there, >= 1, or all where there are fewer.
+        scratch_lr: learning rate there, > 0; None for `lr`.
         output: loss of output layers.
         penalty: of output layers trained on hidden features, as for `train_head`.
         held_out: score on so many last training samples, which nothing trains on, instead of on the test split: for
@@ -90,6 +92,8 @@ class FewLabels:
     augment: tuple[str, ...] = ()
     normalize: bool = True
     scratch_steps: int = 500
+    scratch_batch: int = 32
+    scratch_lr: float | None = None
     output: OutputLoss = OutputLoss.CROSS_ENTROPY
     penalty: float = 1e-3
     held_out: int | None = None
@@ -100,17 +104,17 @@ class FewLabels:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        limits = ("draws", "epochs", "scratch_steps", "held_out", "train_limit", "test_limit")
+        limits = ("draws", "epochs", "scratch_steps", "scratch_batch", "held_out", "train_limit", "test_limit")
         least = {**dict.fromkeys(limits, 1), "batch_size": 4}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ModulewiseError(f"{name}={value}, expected at least {bound}")
-        rates = (self.lr, self.lr if self.pairs_lr is None else self.pairs_lr)
+        rates = [rate for rate in (self.lr, self.pairs_lr, self.scratch_lr) if rate is not None]
         if not min(rates) > 0 or not self.weight_decay >= 0 or not self.penalty >= 0:
             raise ModulewiseError(
-                f"lr={self.lr}, pairs_lr={self.pairs_lr}, weight_decay={self.weight_decay}, penalty={self.penalty}; "
-                "expected rates > 0 and decays >= 0"
+                f"learning rates {rates}, weight_decay={self.weight_decay} and penalty={self.penalty}, expected rates "
+                "> 0 and decays >= 0"
             )
         if self.per_class != tuple(sorted({n for n in self.per_class if n >= 1})):
             raise ModulewiseError(
@@ -196,7 +200,6 @@ class Ingredients:
             balanced(self.train.y, per_class=n, classes=self.classes, seed=0)
         self.augment = augmentation(settings.augment, shape=self.shape)
         self.normalize = data.normalization(self.train) if settings.normalize else None
-        self.batch_size = min(settings.batch_size, len(self.train))
         output_layer(self.partition(self.model(settings.seed)))
 
     def model(self, seed: int) -> nn.Module:
@@ -216,11 +219,11 @@ class Ingredients:
             cuts = points[-1:]
         return Partition(model, cuts=list(cuts), example=x)
 
-    def loader(self, split: Split, *, seed: int) -> Loader:
-        """Shuffled, augmented batches."""
+    def loader(self, split: Split, *, seed: int, batch_size: int) -> Loader:
+        """Shuffled, augmented batches, of all samples where there are fewer."""
         return Loader(
             split,
-            batch_size=min(self.batch_size, len(split)),
+            batch_size=min(batch_size, len(split)),
             seed=seed,
             drop_last=True,
             augment=self.augment,

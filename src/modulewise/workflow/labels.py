@@ -143,5 +143,6 @@ def verdict(rows: list[LabelRow]) -> str:
     few = own[0]
     return (
         f"{few.labels} labels after pairs: {100 * few.mean:.2f} %, {100 * (everything.mean - few.mean):.2f} points "
-        f"below all {everything.labels} labels ({100 * everything.mean:.2f} %); E2EBP on all labels: {100 * usual.mean:.2f} %"
+        f"below all {everything.labels} labels ({100 * everything.mean:.2f} %); "
+        f"E2EBP on all labels: {100 * usual.mean:.2f} %"
     )

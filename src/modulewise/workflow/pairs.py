@@ -123,7 +123,9 @@ class Pairs:
         steps = [f"({a}, {b})" for a, b in zip(chain[::-1], chain[::-1][1:], strict=False)]
         if len(steps) > _SHOWN:
             steps = [*steps[: _SHOWN - 1], "...", steps[-1]]
-        joined = f"the same={True} pairs {', '.join(steps)}" if start != end else "that a sample is like itself"
+        joined = f"the pair{'s' * (len(steps) > 1)} of one class {', '.join(steps)}"
+        if start == end:
+            joined = "that every sample is like itself"
         return (
             f"pair {row} says that samples {start} and {end} are of two classes, which contradicts {joined}; correct "
             "or remove one of these pairs"
