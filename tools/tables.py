@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from label_tables import LABELS, labels_table
 from markup import NOT_RUN, read_rows, table
 from scale_tables import FILES, kills_table, plans_table, predicted_table, slow_down_table
 
@@ -111,7 +112,7 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
         folder: where `bench-*.jsonl` lie.
         memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
     """
-    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, *FILES)]
+    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, LABELS, *FILES)]
     rows = [row for path in paths for row in read_rows(path)]
     rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
     if not rows:
@@ -172,6 +173,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "predicted": lambda: predicted_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
+        "labels": lambda: labels_table(RESULTS),
         "kills": lambda: kills_table(RESULTS),
         "slow_down": lambda: slow_down_table(RESULTS),
     }

@@ -21,7 +21,15 @@ from modulewise.workflow.label_settings import Ingredients, OutputLoss, output_l
 from modulewise.workflow.labels import verdict
 
 TINY = FewLabels(
-    model="mlp", per_class=(1, 5), draws=2, epochs=2, scratch_steps=8, train_limit=400, test_limit=200, lr=0.1
+    model="mlp",
+    per_class=(1, 5),
+    draws=2,
+    epochs=2,
+    scratch_draws=1,
+    scratch_steps=8,
+    train_limit=400,
+    test_limit=200,
+    lr=0.1,
 )
 
 
@@ -64,9 +72,9 @@ def correct_share(model, made):
 def test_there_is_a_row_for_every_arm_and_number_of_labels(run):
     """With as many accuracies as draws; one draw of all labels; what it was made with beside it."""
     _, rows = run
-    assert [(row.arm, row.per_class) for row in rows] == [(arm.value, n) for n in (1, 5, None) for arm in Arm]
+    assert [(row.arm, row.per_class) for row in rows] == [(arm.value, n) for arm in Arm for n in (1, 5, None)]
     for row in rows:
-        assert len(row.accuracies) == (1 if row.per_class is None else 2)
+        assert len(row.accuracies) == (1 if row.per_class is None or row.arm == Arm.SCRATCH.value else 2)
         assert row.labels == (400 if row.per_class is None else 10 * row.per_class)
         assert row.versions["torch"] == torch.__version__
         assert row.settings == TINY.to_json()
@@ -350,6 +358,7 @@ def test_quick_runs_are_marked_and_small():
 def test_the_command_prints_the_table_and_writes_rows_and_plot(run, tmp_path, capsys):
     """On the same settings as the run above, from which it goes on."""
     words = ["--model", "mlp", "--per-class", "1,5", "--draws", "2", "--epochs", "2", "--scratch-steps", "8"]
+    words += ["--scratch-draws", "1"]
     limits = ["--train-limit", "400", "--test-limit", "200", "--lr", "0.1", "--device", "cpu"]
     assert main(["labels", *words, *limits, "--out", str(run[0])]) == 0
     said = capsys.readouterr().out

@@ -40,7 +40,10 @@ def labels(
     weight_decay: o.WeightDecay = 5e-4,
     augment: o.Augment = "",
     normalize: o.Normalize = True,
-    scratch_steps: Annotated[int, typer.Option(help="updates of E2EBP on the labelled examples alone")] = 500,
+    scratch_draws: Annotated[
+        int | None, typer.Option(help="draws for E2EBP on the labelled examples alone; --draws if left out")
+    ] = None,
+    scratch_steps: Annotated[int, typer.Option(help="updates there")] = 1000,
     scratch_batch: Annotated[int, typer.Option(help="samples a step there")] = 32,
     scratch_lr: Annotated[float | None, typer.Option(help="learning rate there; --lr if left out")] = None,
     output: Annotated[OutputLoss, typer.Option(help="what the output layer minimises")] = OutputLoss.CROSS_ENTROPY,
@@ -75,6 +78,7 @@ def labels(
         weight_decay=weight_decay,
         augment=o.words(augment),
         normalize=normalize,
+        scratch_draws=scratch_draws,
         scratch_steps=scratch_steps,
         scratch_batch=scratch_batch,
         scratch_lr=scratch_lr,

@@ -23,6 +23,8 @@ from .pairs import Pairs, read_pairs
 
 __all__ = ["FewLabels", "Ingredients", "OutputLoss", "output_layer", "quicker"]
 
+_LIMITS = ("held_out", "train_limit", "test_limit")
+
 
 class OutputLoss(StrEnum):
     """What an output layer trained on frozen features minimises."""
@@ -57,6 +59,7 @@ class FewLabels:
         weight_decay: >= 0.
         augment: as for `compare.Experiment`, in all training of networks.
         normalize: by mean and standard deviation of the training samples, without labels.
+        scratch_draws: of E2EBP on n examples, the first of these draws, >= 1, since each is a training; None for all.
         scratch_steps: updates of E2EBP on n examples, >= 1 (rounded up to whole passes).
         scratch_batch: samples a step there, >= 1, or all where there are fewer.
         scratch_lr: learning rate there, > 0; None for `lr`.
@@ -91,7 +94,8 @@ class FewLabels:
     weight_decay: float = 5e-4
     augment: tuple[str, ...] = ()
     normalize: bool = True
-    scratch_steps: int = 500
+    scratch_draws: int | None = None
+    scratch_steps: int = 1000
     scratch_batch: int = 32
     scratch_lr: float | None = None
     output: OutputLoss = OutputLoss.CROSS_ENTROPY
@@ -104,8 +108,8 @@ class FewLabels:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        limits = ("draws", "epochs", "scratch_steps", "scratch_batch", "held_out", "train_limit", "test_limit")
-        least = {**dict.fromkeys(limits, 1), "batch_size": 4}
+        own = ("scratch_draws", "scratch_steps", "scratch_batch")
+        least = {**dict.fromkeys(("draws", "epochs", *own, *_LIMITS), 1), "batch_size": 4}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -124,6 +128,10 @@ class FewLabels:
             raise ModulewiseError(
                 "pairs name samples of the whole training split, which held_out and train_limit change; leave them out"
             )
+
+    def draws_of(self, scratch: bool) -> int:
+        """How many draws an arm sees, from scratch or not."""
+        return min(self.draws, self.scratch_draws or self.draws) if scratch else self.draws
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data."""

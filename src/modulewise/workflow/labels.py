@@ -52,7 +52,7 @@ class _Curve:
         network = _NETWORKS.get(arm, Network.BACKPROP if per_class is None else None)
         network_seconds = None if network is None else self.network(network)[1]
         started = perf_counter()
-        draws = settings.draws if per_class is not None else 1
+        draws = settings.draws_of(arm is Arm.SCRATCH) if per_class is not None else 1
         accuracies = tuple(self.accuracy(arm, per_class, draw) for draw in range(draws))
         return LabelRow(
             arm=arm.value,
@@ -120,8 +120,8 @@ def label_curve(
     with folder.opened(settings):
         done = {(row.arm, row.per_class): row for row in folder.rows()}
         rows = []
-        for per_class in (*settings.per_class, None):
-            for arm in Arm:
+        for arm in Arm:
+            for per_class in (*settings.per_class, None):
                 row = done.get((arm.value, per_class))
                 if row is None:
                     row = curve.row(arm, per_class)
