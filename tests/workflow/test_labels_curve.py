@@ -201,6 +201,19 @@ def test_a_stopped_run_goes_on_to_the_same_rows(run, tmp_path):
     assert len(LabelFolder(out).rows()) == len(rows)
 
 
+def test_a_run_on_a_pair_list_says_so(tmp_path):
+    """From the file to the rows; the pairs are of the whole training split."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pairs = drawn_pairs(mw.data.load("digits").train.y, count=200)
+    columns = {name: getattr(pairs, name).numpy() for name in ("first", "second", "same")}
+    parquet.write_table(arrow.table(columns), tmp_path / "pairs.parquet")
+    settings = quicker(replace(TINY, pairs=str(tmp_path / "pairs.parquet"), train_limit=None, per_class=(1,)))
+    rows = label_curve(settings, out=tmp_path / "out")
+    assert found(rows, Arm.PAIRS, 1).seen.startswith("same or not for the 200 pairs of a list")
+    assert found(rows, Arm.PAIRS, None).labels == 1437
+    assert found(rows, Arm.PAIRS, 1).accuracies != found(rows, Arm.RETRAINED, 1).accuracies
+
+
 def test_a_finished_run_trains_nothing(run, monkeypatch):
     folder, rows = run
     monkeypatch.setattr("modulewise.workflow.labels.trained", None)
