@@ -11,7 +11,7 @@ from modulewise import losses
 from modulewise.data import Loader, Split
 from modulewise.errors import DataError, MethodError
 from modulewise.workflow import PairLoader, Pairs, drawn_pairs, train_hidden
-from modulewise.workflow.pairing import pair_batch
+from modulewise.workflow.pairing import pair_batches
 
 SGD = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)}
 
@@ -41,14 +41,14 @@ def test_an_epoch_holds_every_pair_and_every_batch_both_kinds(size):
     """Batches of one size; of both kinds as many as their share of the list, at least one."""
     pairs = drawn_pairs(samples()[1], count=61)
     loader = PairLoader(samples()[0], pairs, batch_size=2 * size)
-    seen = set()
-    for batch in range(len(loader)):
-        rows = pair_batch(pairs, size=size, seed=0, epoch=1, batch=batch)
+    batches = pair_batches(pairs, size=size, seed=0, epoch=1)
+    assert batches.shape == (len(loader), size)
+    for rows in batches:
         alike = int(pairs.same[rows].sum())
-        assert len(rows) == size
         assert alike == min(size - 1, max(1, round(size * float(pairs.same.double().mean()))))
-        seen |= set(rows.tolist())
-    assert seen == set(range(61))
+    assert set(batches.flatten().tolist()) == set(range(61))
+    kinds = int(pairs.same.sum()), int((~pairs.same).sum())
+    assert len(loader) == max(-(-kind // int(n)) for kind, n in zip(kinds, (alike, size - alike), strict=True))
 
 
 def test_batches_are_the_samples_of_the_pairs_normalized_and_no_generator_moves():

@@ -23,31 +23,33 @@ from ..seeding import seed_of
 from ..trainer import Trainer
 from .pairs import Pairs
 
-__all__ = ["HiddenOnly", "PairLoader", "pair_batch", "train_hidden"]
+__all__ = ["HiddenOnly", "PairLoader", "pair_batches", "train_hidden"]
 
 
-def pair_batch(pairs: Pairs, *, size: int, seed: int, epoch: int, batch: int) -> Tensor:
-    """Which pairs (size,) a batch holds: of both kinds, as many of each as their share of the list, at least one.
+def pair_batches(pairs: Pairs, *, size: int, seed: int, epoch: int) -> Tensor:
+    """Which pairs the batches of an epoch hold: both kinds, as many of each as their share of the list, at least one.
 
-    Each kind comes in an order drawn for the epoch, again and again; by the end of the epoch every pair has been there.
+    Each kind comes in an order drawn for the epoch, the rarer again and again; by the end every pair has been there.
+
+    Args:
+        pairs: at least one of each kind.
+        size: pairs a batch, >= 2.
+        seed: of the order.
+        epoch: index of the pass.
+
+    Returns:
+        (batches, size) int64, rows of the list.
     """
-    kinds = [pairs.same.nonzero()[:, 0], (~pairs.same).nonzero()[:, 0]]
-    share = _share(pairs, size)
+    kinds = {"same": pairs.same.nonzero()[:, 0], "different": (~pairs.same).nonzero()[:, 0]}
+    alike = min(size - 1, max(1, round(size * len(kinds["same"]) / len(pairs))))
+    counts = {"same": alike, "different": size - alike}
+    batches = max(-(-len(rows) // counts[kind]) for kind, rows in kinds.items())
     taken = []
-    for name, of_kind, count in zip(("same", "different"), kinds, (share, size - share), strict=True):
-        generator = Generator().manual_seed(seed_of(seed, name, epoch))
-        order = of_kind[torch.randperm(len(of_kind), generator=generator)]
-        taken.append(order[torch.arange(batch * count, (batch + 1) * count) % len(order)])
-    return torch.cat(taken)
-
-
-def _share(pairs: Pairs, size: int) -> int:
-    return min(size - 1, max(1, round(size * int(pairs.same.sum()) / len(pairs))))
-
-
-def _batches(pairs: Pairs, size: int) -> int:
-    alike, share = int(pairs.same.sum()), _share(pairs, size)
-    return max(-(-alike // share), -(-(len(pairs) - alike) // (size - share)))
+    for kind, rows in kinds.items():
+        generator = Generator().manual_seed(seed_of(seed, kind, epoch))
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        taken.append(order[torch.arange(batches * counts[kind]) % len(order)].view(batches, counts[kind]))
+    return torch.cat(taken, dim=1)
 
 
 class PairLoader:
@@ -99,12 +101,14 @@ class PairLoader:
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        return _batches(self.pairs, self.batch_size // 2)
+        return len(self._rows(0))
+
+    def _rows(self, epoch: int) -> Tensor:
+        return pair_batches(self.pairs, size=self.batch_size // 2, seed=self.seed, epoch=epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        for batch in range(len(self)):
-            rows = pair_batch(self.pairs, size=self.batch_size // 2, seed=self.seed, epoch=epoch, batch=batch)
+        for batch, rows in enumerate(self._rows(epoch)):
             indices = torch.cat([self.pairs.first[rows], self.pairs.second[rows]])
             yield from Loader(
                 Split(self.x[indices.to(self.x.device)], indices),
