@@ -15,7 +15,17 @@ from modulewise.data import Split
 from modulewise.errors import DataError, MethodError, ModulewiseError
 from modulewise.report.label_curve import label_picture
 from modulewise.workflow import FewLabels, drawn_pairs, label_curve, train_head
-from modulewise.workflow.label_arms import Arm, Network, output_features, outputs, scratch, trained, with_new_output
+from modulewise.workflow.label_arms import (
+    Arm,
+    Network,
+    Outputs,
+    output_features,
+    outputs,
+    scratch,
+    trained,
+    with_new_output,
+    with_probe,
+)
 from modulewise.workflow.label_rows import HEADINGS, LabelFolder, LabelRow, table_rows
 from modulewise.workflow.label_settings import Ingredients, OutputLoss, output_layer, quicker
 from modulewise.workflow.labels import verdict
@@ -109,6 +119,14 @@ def test_the_probe_is_scikit_learns_on_the_features_of_pairs(run, made, networks
     probe = LogisticRegression(max_iter=1000).fit(features.train[chosen].numpy(), made.train.y[chosen].numpy())
     score = probe.score(features.test.numpy(), made.test.y.numpy())
     assert found(run[1], Arm.PROBE, 5).accuracies[1] == pytest.approx(score)
+
+
+def test_a_probe_that_does_not_converge_says_nothing(made):
+    """A warning would be an error here; features of very different size need more iterations than there are."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 30, generator=generator) * torch.logspace(-3, 3, 30)
+    hard = Outputs(x, x[:200], 0.0)
+    assert 0 <= with_probe(hard, made, made.draw(None, 0)) <= 1
 
 
 def test_with_all_labels_the_arm_from_scratch_is_plain_backpropagation(run, made):

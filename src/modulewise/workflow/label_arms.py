@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -169,11 +170,18 @@ def with_new_output(found: Outputs, made: Ingredients, chosen: Tensor, *, loss: 
 
 
 def with_probe(found: Outputs, made: Ingredients, chosen: Tensor) -> float:
-    """Test accuracy of scikit-learn's logistic regression with its defaults, on the features as they are."""
+    """Test accuracy of scikit-learn's logistic regression with its defaults, on the features as they are.
+
+    The fit ends after 1000 iterations, converged or not: features of very different size are slow, and that is what a
+    probe as one types it gives.
+    """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     y = made.train.y[chosen].cpu().numpy()
-    probe = LogisticRegression(max_iter=1000).fit(found.train[chosen].numpy(), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe = LogisticRegression(max_iter=1000).fit(found.train[chosen].numpy(), y)
     return _share(torch.from_numpy(probe.predict(found.test.numpy())), made.test.y)
 
 
