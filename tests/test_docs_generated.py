@@ -18,6 +18,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 OWN_PAGES = {
     *("recipes", "objectives", "survey", "slow_down", "kills", "plans", "predicted"),
     "transfer",
+    "labels",
     *("schedules", "ranks", "constant_memory", "options"),
 }
 BEGIN = re.compile(r"<!-- (\w+):begin -->")

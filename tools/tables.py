@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from label_tables import LABELS, labels_table
 from markup import NOT_RUN, read_rows, table
 from scale_tables import (
     CONSTANT_MEMORY,
@@ -132,7 +133,7 @@ def benchmark_table(folder: Path, *, memory: bool) -> str:
         folder: where `bench-*.jsonl` lie.
         memory: bytes, with the share of auxiliary heads where a row has it; else seconds.
     """
-    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, *FILES)]
+    paths = [path for path in sorted(folder.glob("bench-*.jsonl")) if path.name not in (OBJECTIVES, LABELS, *FILES)]
     rows = [row for path in paths for row in read_rows(path)]
     rows = [row for row in rows if any(word in row["quantity"] for word in BYTES) is memory]
     if not rows:
@@ -197,6 +198,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "ranks": lambda: ratio_table(RESULTS, RANKS),
         "constant_memory": lambda: ratio_table(RESULTS, CONSTANT_MEMORY),
         "options": lambda: ratio_table(RESULTS, OPTIONS),
+        "labels": lambda: labels_table(RESULTS),
         "kills": lambda: kills_table(RESULTS),
         "slow_down": lambda: slow_down_table(RESULTS),
         "transfer": lambda: transfer_table(RESULTS),

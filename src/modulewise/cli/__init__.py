@@ -13,6 +13,7 @@ from ..errors import ModulewiseError
 from .benching import app as bench_app
 from .comparing import compare, show
 from .inspecting import inspect
+from .labelling import labels
 from .looking import methods, parts
 from .planning import plan
 from .recipes import app as recipe_app
@@ -37,6 +38,7 @@ app.command()(methods)
 app.command()(plan)
 app.command()(inspect)
 app.command()(check)
+app.command()(labels)
 app.command(name="report")(show)
 app.add_typer(recipe_app)
 app.add_typer(store_app)

@@ -3,6 +3,9 @@
 Pairs of two classes are *negative*, pairs n != m of one class *positive*. Of the pairwise objectives, all to be
 maximised, each has a version on negative pairs alone; as published, the mean over those pairs replaces what the
 objective says of all (and a cosine is taken over them).
+
+Where only some pairs are known, y is an int8 matrix (N, N) instead of labels: 1 for a pair of one class, -1 for one of
+two, 0 for one that nobody has compared, which counts nowhere. A matrix without 0 is as good as labels.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..partition.tree import is_fake
-from .rows import same_class, widened
+from .rows import compared, same_class, widened
 
 __all__ = [
     "PAIRWISE_OBJECTIVES",
@@ -39,13 +42,13 @@ class PairwiseObjective(Protocol):
 
     Args:
         gram: G (N, N), a kernel's values.
-        y: class indices (N,), two classes or more.
+        y: class indices (N,), two classes or more; or what is known of pairs, int8 (N, N).
         minimum: the infimum of the kernel.
         maximum: the supremum of the kernel.
         negatives_only: leave pairs of one class out, default False.
 
     Raises:
-        MethodError: all samples are of one class (looked at on the CPU only), or y or G has another shape.
+        MethodError: no pair of two classes is there (looked at on the CPU only), or y or G has another shape.
     """
 
     def __call__(
@@ -61,21 +64,21 @@ def _readable(y: Tensor) -> bool:
 
 def _pairs(gram: Tensor, y: Tensor, *, negatives_only: bool, diagonal: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """G in float32 or wider, which pairs are of one class, and which pairs count; all (N, N)."""
-    same = same_class(y)
+    same, known = compared(y)
     if gram.shape != same.shape:
         raise MethodError(
             f"a Gram matrix {tuple(gram.shape)} was given with {len(y)} labels, expected {tuple(same.shape)}; "
             "give one label per sample"
         )
-    if _readable(y) and bool(same.all()):
+    different = known & ~same
+    if _readable(y) and not bool(different.any()):
         raise MethodError(
             f"a batch of {len(y)} samples of one class was given, a pairwise objective needs two or more "
             "in every batch; shuffle the data, enlarge the batch or drop the last one"
         )
     if negatives_only:
-        return widened(gram), same, ~same
-    everything = torch.ones_like(same)
-    return widened(gram), same, everything if diagonal else everything.fill_diagonal_(False)
+        return widened(gram), same, different
+    return widened(gram), same, known if diagonal else known.fill_diagonal_(False)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
@@ -105,14 +108,7 @@ def ideal_gram(y: Tensor, *, minimum: float, maximum: float, dtype: torch.dtype 
 
 
 def srs_loss(
-    gram: Tensor,
-    y: Tensor,
-    /,
-    *,
-    minimum: float,
-    maximum: float,
-    power: float = 2.0,
-    negatives_only: bool = False,
+    gram: Tensor, y: Tensor, /, *, minimum: float, maximum: float, power: float = 2.0, negatives_only: bool = False
 ) -> Tensor:
     """Supervised representation similarity, R = (1/N^2) sum_nm |G*_nm - G_nm|^p, to be minimised; n = m included.
 

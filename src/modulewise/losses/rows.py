@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 
-__all__ = ["same_class", "unit_rows", "widened", "without_autocast"]
+__all__ = ["compared", "same_class", "unit_rows", "widened", "without_autocast"]
 
 
 def widened(h: Tensor) -> Tensor:
@@ -63,3 +63,24 @@ def same_class(y: Tensor) -> Tensor:
             "integer class per sample, (N,); choose another method for this task"
         )
     return y[:, None] == y[None, :]
+
+
+def compared(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pairs of the batch share their class, and which are known at all.
+
+    Args:
+        y: class indices (N,), with which all pairs are known; or int8 (N, N): 1 one class, -1 two, 0 not known.
+
+    Returns:
+        Two boolean matrices (N, N), new tensors; the first is false where the second is.
+
+    Raises:
+        MethodError: y is neither.
+
+    >>> [matrix.int().tolist() for matrix in compared(torch.tensor([[1, 0], [0, 1]], dtype=torch.int8))]
+    [[[1, 0], [0, 1]], [[1, 0], [0, 1]]]
+    """
+    if y.dtype == torch.int8 and y.dim() == 2:
+        return y > 0, y != 0
+    same = same_class(y)
+    return same, torch.ones_like(same)
