@@ -8,7 +8,7 @@ READY = .venv/.ready
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -W error
 PARALLEL = -n 2 --dist worksteal
 
-.PHONY: help setup test format-check lint types unit contracts doctests examples readme demo bench mutants format clean
+.PHONY: help setup test format-check lint types unit contracts doctests examples readme demo tutorial bench mutants format clean
 
 help: ## list the recipes
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1:	\2/' | expand -t 16
@@ -51,6 +51,9 @@ demo: $(READY) ## train a network part by part beside end-to-end backpropagation
 	$(BIN)/modulewise compare --data digits --model cnn --parts 3 \
 		--methods backprop,checkpointed,deeply-supervised,dgl,predsim,kernel-proxy \
 		--epochs 5 --seeds 0,1 --out demo
+
+tutorial: $(READY) ## train, store, score, reuse and debug parts; writes docs/modules-tutorial.md and .ipynb anew
+	OMP_NUM_THREADS=1 $(BIN)/python tools/tutorial.py
 
 bench: $(READY) ## speed and memory beside end-to-end backpropagation; writes results/bench-*.jsonl
 	@for file in $$(grep -l '^if __name__' benchmarks/*.py); do \

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markup import NOT_RUN, read_rows, table
 
-from modulewise.workflow.label_rows import HEADINGS, LabelRow, table_rows
+from modulewise.workflow.labels.rows import HEADINGS, LabelRow, table_rows
 
 __all__ = ["LABELS", "labels_table"]
 

@@ -77,11 +77,8 @@ def results_table(folder: Path, *, only: Sequence[str] = ()) -> str:
     """
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        if (
-            path.name not in only
-            if only
-            else path.name.startswith("bench-") or path.name in (RECIPES, SCHEDULES, TRANSFER)
-        ):
+        apart = path.name.startswith("bench-") or path.name in (RECIPES, SCHEDULES, TRANSFER)
+        if path.name not in only if only else apart:
             continue
         results = [Result.from_json(row) for row in read_rows(path)]
         if results:

@@ -13,10 +13,10 @@ from torch import nn
 import modulewise as mw
 from modulewise.errors import DataError, MethodError, ModulewiseError
 from modulewise.workflow import Advice, Diagnosis, Kind, Measures, PartState, Record, Thresholds, diagnose, find
-from modulewise.workflow.boundaries import read
-from modulewise.workflow.pictured import FEATURES, kept_features
-from modulewise.workflow.recording import RECORDS, append_to, records
-from modulewise.workflow.stepping import part_costs, trial_step
+from modulewise.workflow.inspection.boundaries import read
+from modulewise.workflow.inspection.pictured import FEATURES, kept_features
+from modulewise.workflow.inspection.recording import RECORDS, append_to, records
+from modulewise.workflow.inspection.stepping import part_costs, trial_step
 
 QUICK = Measures(decoder_steps=0, costs=False)
 CUTS = ["fc1", "fc2", "fc3"]

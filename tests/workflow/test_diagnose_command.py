@@ -12,9 +12,9 @@ from modulewise.errors import ModulewiseError
 from modulewise.report.inspection import Look, render_look, state_table
 from modulewise.report.maps import MEASURES, part_maps, principal_components, t_sne, task_map
 from modulewise.workflow import PartState, Record
-from modulewise.workflow.pictured import FEATURES
-from modulewise.workflow.recording import RECORDS, records
-from modulewise.workflow.runs import inspected
+from modulewise.workflow.inspection.pictured import FEATURES
+from modulewise.workflow.inspection.recording import RECORDS, records
+from modulewise.workflow.inspection.runs import inspected
 
 TINY = ["--model", "mlp", "--parts", "2", "--epochs", "2", "--train-limit", "300", "--batch-size", "64"]
 TRAIN = ["train", "--method", "dgl", *TINY]

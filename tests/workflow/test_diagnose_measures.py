@@ -10,14 +10,14 @@ from torch import nn
 import modulewise as mw
 from modulewise.errors import DataError, MethodError
 from modulewise.partition import Boundary
-from modulewise.workflow.boundaries import pooled
-from modulewise.workflow.information import (
+from modulewise.workflow.inspection.boundaries import pooled
+from modulewise.workflow.inspection.information import (
     entropy,
     gaussian_information,
     input_information,
     label_information,
 )
-from modulewise.workflow.measures import (
+from modulewise.workflow.inspection.measures import (
     dead_units,
     effective_rank,
     linear_cka,
@@ -25,7 +25,7 @@ from modulewise.workflow.measures import (
     neighbour_accuracy,
     proxy_value,
 )
-from modulewise.workflow.stepping import Cost, shares
+from modulewise.workflow.inspection.stepping import Cost, shares
 
 
 def draws(*shape, seed=0):

@@ -15,7 +15,7 @@ import modulewise as mw
 from modulewise.data import Dataset, Normalize, Split
 from modulewise.errors import StoreError
 from modulewise.workflow import ModelSpec, Quantity, Store, Threshold
-from modulewise.workflow.checking import check, thresholds_of
+from modulewise.workflow.store.checking import check, thresholds_of
 
 
 def clusters(n: int = 60) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 import modulewise as mw
 from modulewise.errors import DataError, MethodError, PartitionError
 from modulewise.workflow import PartAverages, grow, recalibrate, swapped, train_part
-from modulewise.workflow.growing import saturated
+from modulewise.workflow.changing.growing import saturated
 
 
 def blocks(count=3, dropout=0.2):

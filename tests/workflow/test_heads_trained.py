@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from modulewise import losses
 from modulewise.errors import DataError, MethodError
 from modulewise.workflow import train_head
-from modulewise.workflow.heads import head_objective
+from modulewise.workflow.labels.heads import head_objective
 
 
 def blobs(n=90, d=5, classes=3):

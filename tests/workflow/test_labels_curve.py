@@ -15,7 +15,7 @@ from modulewise.data import Split
 from modulewise.errors import DataError, MethodError, ModulewiseError
 from modulewise.report.label_curve import label_picture
 from modulewise.workflow import FewLabels, drawn_pairs, label_curve, train_head
-from modulewise.workflow.label_arms import (
+from modulewise.workflow.labels.arms import (
     Arm,
     Network,
     Outputs,
@@ -26,9 +26,9 @@ from modulewise.workflow.label_arms import (
     with_new_output,
     with_probe,
 )
-from modulewise.workflow.label_rows import HEADINGS, LabelFolder, LabelRow, table_rows
-from modulewise.workflow.label_settings import Ingredients, OutputLoss, output_layer, quicker
-from modulewise.workflow.labels import verdict
+from modulewise.workflow.labels.curve import verdict
+from modulewise.workflow.labels.rows import HEADINGS, LabelFolder, LabelRow, table_rows
+from modulewise.workflow.labels.settings import Ingredients, OutputLoss, output_layer, quicker
 
 TINY = FewLabels(
     model="mlp",
@@ -234,7 +234,7 @@ def test_a_run_on_a_pair_list_says_so(tmp_path):
 
 def test_a_finished_run_trains_nothing(run, monkeypatch):
     folder, rows = run
-    monkeypatch.setattr("modulewise.workflow.labels.trained", None)
+    monkeypatch.setattr("modulewise.workflow.labels.curve.trained", None)
     assert label_curve(TINY, out=folder) == rows
 
 

@@ -11,7 +11,7 @@ from modulewise import losses
 from modulewise.data import Loader, Split
 from modulewise.errors import DataError, MethodError
 from modulewise.workflow import PairLoader, Pairs, drawn_pairs, train_hidden
-from modulewise.workflow.pairing import pair_batches
+from modulewise.workflow.labels.pairing import pair_batches
 
 SGD = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)}
 

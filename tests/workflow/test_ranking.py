@@ -12,10 +12,11 @@ import modulewise as mw
 from modulewise import cli, data, scores
 from modulewise.cli import scoring
 from modulewise.errors import DataError
-from modulewise.workflow import AveragePool, collect, rank, rank_store, ranking, score_part
-from modulewise.workflow.baselines import parameter_count, source_accuracy
-from modulewise.workflow.stitching import least_squares_stitch, stitching_loss
-from modulewise.workflow.tasks import balanced
+from modulewise.workflow import AveragePool, collect, rank, rank_store, score_part
+from modulewise.workflow.ranking import ranking as ranking_module
+from modulewise.workflow.ranking.baselines import parameter_count, source_accuracy
+from modulewise.workflow.ranking.stitching import least_squares_stitch, stitching_loss
+from modulewise.workflow.ranking.tasks import balanced
 
 
 def batches(samples=40, shape=(3, 8, 8), classes=2, seed=0, size=16):
@@ -127,7 +128,7 @@ def test_parts_are_ranked_by_the_first_score_with_one_pass_each():
 def test_seconds_of_the_pass_and_beyond_are_apart(monkeypatch):
     """On a clock of its own, which a pass moves by 5 for every batch and a score by 2."""
     clock = [100.0]
-    monkeypatch.setattr(ranking.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(ranking_module.time, "perf_counter", lambda: clock[0])
 
     def part(x):
         clock[0] += 5
@@ -211,9 +212,7 @@ def test_the_command_writes_rows_a_picture_and_a_table(tmp_path, monkeypatch, ca
     """Best first; the same command may be given again; a folder in use by something else stays as it is."""
     torch.manual_seed(0)
     noise = nn.Sequential(Flat(), nn.Linear(64, 3, bias=False))
-    monkeypatch.setattr(
-        scoring, "_opened", lambda address: FakeStore(address, noise=stored(part=noise), whole=stored())
-    )
+    monkeypatch.setattr(scoring, "Store", lambda address: FakeStore(address, noise=stored(part=noise), whole=stored()))
     out = tmp_path / "scores"
     command = ["score", "--store", "memory", "--data", "digits", "--scores", "k-nn,leep", "--samples", "200"]
     for _ in range(2):

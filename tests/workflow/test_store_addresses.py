@@ -164,7 +164,7 @@ def test_addresses_that_cannot_be_opened_say_what_is_missing(monkeypatch: pytest
         return real.core.url_to_fs(address)
 
     stub = SimpleNamespace(core=SimpleNamespace(url_to_fs=without_s3fs))
-    monkeypatch.setattr("modulewise.workflow.files.importlib.import_module", lambda name: stub)
+    monkeypatch.setattr("modulewise.workflow.store.files.importlib.import_module", lambda name: stub)
     with pytest.raises(StoreError, match=r"'s3://bucket/parts' needs s3fs, .*pip install s3fs"):
         Store("s3://bucket/parts")
     with pytest.raises(StoreError, match="nosuch"):
@@ -179,7 +179,7 @@ def test_the_hub_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr("modulewise.workflow.hub.importlib.import_module", missing)
+    monkeypatch.setattr("modulewise.workflow.store.hub.importlib.import_module", missing)
     with pytest.raises(StoreError, match=r"pip install 'modulewise\[hub\]'"):
         Store("hf://someone/parts")
 

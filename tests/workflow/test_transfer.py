@@ -14,8 +14,8 @@ from modulewise import cli, data, scores
 from modulewise.data import Normalize, Split
 from modulewise.errors import DataError
 from modulewise.methods import DGL, Backprop
-from modulewise.workflow.ranking import Scored
-from modulewise.workflow.tasks import Task, averaged, balanced, binary_tasks, grouped_tasks, parted, restricted
+from modulewise.workflow.ranking.ranking import Scored
+from modulewise.workflow.ranking.tasks import Task, averaged, balanced, binary_tasks, grouped_tasks, parted, restricted
 from modulewise.workflow.transfer import binary, book, judging, modules, running
 from modulewise.workflow.transfer.agreement import regret, weighted_tau
 from modulewise.workflow.transfer.binary import BinarySetting, binary_experiment

@@ -12,7 +12,7 @@ import typer
 from .. import registry, report
 from ..compare import Balancing, Descent, Experiment, Folder, RateSchedule, Result, TensorBoard, Watcher, run, summarise
 from ..compare.summary import HEADINGS, cells, markdown
-from ..workflow.watching import Looking
+from ..workflow.inspection.watching import Looking
 from . import options as o
 from .progress import Bars
 from .tables import print_table

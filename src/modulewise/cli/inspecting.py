@@ -12,8 +12,8 @@ from ..compare import Folder
 from ..compare.running import threads_set
 from ..errors import ModulewiseError
 from ..report.inspection import Look, render_look, state_table
-from ..workflow.pictured import kept_features
-from ..workflow.runs import inspected
+from ..workflow.inspection.pictured import kept_features
+from ..workflow.inspection.runs import inspected
 from . import options as o
 from .tables import print_table
 

@@ -12,9 +12,9 @@ import typer
 from ..compare.running import threads_set
 from ..recipes.places import FOLDERS, data_place
 from ..report.label_curve import label_picture
-from ..workflow.label_rows import HEADINGS, LabelFolder, LabelRow, table_rows
-from ..workflow.label_settings import FewLabels, OutputLoss, quicker
-from ..workflow.labels import label_curve, verdict
+from ..workflow.labels.curve import label_curve, verdict
+from ..workflow.labels.rows import HEADINGS, LabelFolder, LabelRow, table_rows
+from ..workflow.labels.settings import FewLabels, OutputLoss, quicker
 from . import options as o
 from .tables import print_table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from ..compare.results import git_state, versions
 from ..errors import ModulewiseError
 from ..report.ranking import ranking_svg
 from ..scores import SCORES, named
-from ..workflow.features import AveragePool
-from ..workflow.ranking import Scored, Shelf, rank_store
+from ..workflow import Store
+from ..workflow.ranking.features import AveragePool
+from ..workflow.ranking.ranking import Scored, rank_store
 from . import options as o
 from .tables import print_table
 
@@ -46,7 +46,7 @@ def score(
     if out.exists() and (not out.is_dir() or any(entry.name not in _FILES for entry in out.iterdir())):
         raise ModulewiseError(f"{out} is in use by something else, expected a new folder or one of earlier scores")
     place = device_of(o.default_device(device))
-    shelf = _opened(store)
+    shelf = Store(store)
     entries = rank_store(
         shelf,
         data_sets.load(data),
@@ -66,12 +66,6 @@ def score(
 
 
 _FILES = ("scores.jsonl", "scores.svg", ".draft-scores.jsonl", ".draft-scores.svg")
-
-
-def _opened(address: str) -> Shelf:
-    """The store; imported here, so that looking at help does not import what opens addresses."""
-    shelf: Shelf = importlib.import_module("modulewise.workflow.store").Store(address)
-    return shelf
 
 
 def _write(folder: Path, name: str, text: str) -> None:

@@ -13,10 +13,10 @@ from ..compare.running import threads_set
 from ..compare.summary import bytes_text
 from ..errors import StoreError
 from ..workflow import Quantity, Store, markdown
-from ..workflow.checking import check as checked
-from ..workflow.checking import thresholds_of
-from ..workflow.filling import save_run
-from ..workflow.rendering import bounds_text
+from ..workflow.store.checking import check as checked
+from ..workflow.store.checking import thresholds_of
+from ..workflow.store.filling import save_run
+from ..workflow.store.rendering import bounds_text
 from . import options as o
 from .tables import print_table
 

@@ -31,7 +31,7 @@ from ..engine.ranks.saving import newest
 from ..engine.ranks.settings import Ranks, seats
 from ..errors import MethodError, ModulewiseError, NonFiniteLossError
 from ..schedules import Sequential
-from ..workflow.runs import diagnosis_of, twin_of
+from ..workflow.inspection.runs import diagnosis_of, twin_of
 from . import launching
 from . import options as o
 from .progress import Bars

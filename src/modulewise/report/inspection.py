@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import ModulewiseError
-from ..workflow.findings import Finding, find
-from ..workflow.pictured import Features
-from ..workflow.recording import Record
-from ..workflow.states import INPUT
+from ..workflow.inspection.findings import Finding, find
+from ..workflow.inspection.pictured import Features
+from ..workflow.inspection.recording import Record
+from ..workflow.inspection.states import INPUT
 from .drawing import style, svg
 from .maps import MEASURES, part_maps, projections
 

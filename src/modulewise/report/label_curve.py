@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..workflow.label_rows import LabelRow
+from ..workflow.labels.rows import LabelRow
 from .drawing import colour_of, figure, legend_above, style
 
 __all__ = ["label_figure", "label_picture"]

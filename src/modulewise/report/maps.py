@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..errors import ModulewiseError
-from ..workflow.pictured import Features
-from ..workflow.recording import Record
+from ..workflow.inspection.pictured import Features
+from ..workflow.inspection.recording import Record
 from .drawing import colour_of, figure
 
 __all__ = ["MEASURES", "Shown", "part_maps", "principal_components", "projections", "t_sne", "task_map"]

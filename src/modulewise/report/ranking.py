@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ..errors import ModulewiseError
-from ..workflow.ranking import Scored
+from ..workflow.ranking.ranking import Scored
 from .drawing import colour_of, figure, style
 
 __all__ = ["ranking_svg"]

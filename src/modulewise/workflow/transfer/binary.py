@@ -14,8 +14,8 @@ from ...methods import KernelProxy
 from ...models.builtin import Shape
 from ...scores import SCORES, Score
 from ...seeding import seed_of
-from ..features import collect
-from ..tasks import Task, balanced, binary_tasks, parted, restricted
+from ..ranking.features import collect
+from ..ranking.tasks import Task, balanced, binary_tasks, parted, restricted
 from .book import agreement_rows, matrix_rows, provenance
 from .judging import Candidate, Field, head_accuracy, head_epoch_seconds, judged
 from .sources import Training, part_of, source_model, train_source

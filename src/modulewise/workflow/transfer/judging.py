@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ...data import Loader, Normalize, Split
 from ...scores import Score
 from ...seeding import preserved_generators, set_generators
-from ..features import Pooling, collect
-from ..ranking import Scored, score_part
-from ..tasks import Task, balanced, restricted
+from ..ranking.features import Pooling, collect
+from ..ranking.ranking import Scored, score_part
+from ..ranking.tasks import Task, balanced, restricted
 
 __all__ = ["Candidate", "Field", "Pair", "head_accuracy", "head_epoch_seconds", "judged"]
 

@@ -15,8 +15,8 @@ from ...methods import DGL, Backprop, KernelProxy, PredSim
 from ...models.builtin import Shape
 from ...scores import SCORES, Score
 from ...seeding import seed_of
-from ..features import AveragePool
-from ..tasks import Task, averaged, balanced, grouped_tasks, of_classes, parted, restricted
+from ..ranking.features import AveragePool
+from ..ranking.tasks import Task, averaged, balanced, grouped_tasks, of_classes, parted, restricted
 from .book import agreement_rows, matrix_rows, provenance
 from .judging import Candidate, Field, head_epoch_seconds, judged
 from .sources import BLOCKS, Training, part_of, source_model, train_source

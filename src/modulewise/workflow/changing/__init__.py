@@ -1,0 +1,1 @@
+"""Change parts of a trained network: grow, swap, recalibrate, average."""

@@ -1,0 +1,1 @@
+"""Look at every part while it trains and afterwards; name the weak one."""

@@ -1,0 +1,1 @@
+"""Which part fits a task: features from one pass, scores, baselines, stitching as ground truth."""
