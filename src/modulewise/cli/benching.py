@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..compare.running import threads_set
+from ..report.transfer import transfer_svgs
 from ..workflow.transfer.running import Which, run
 from ..workflow.transfer.table import HEADINGS, agreement_cells, groups
 from . import options as o
@@ -35,7 +36,9 @@ def transfer(
     data: Annotated[Path, typer.Option(help="folder that holds cifar10/, mnist/, tiny-imagenet/")] = Path(
         "../shared/data"
     ),
-    out: Annotated[Path, typer.Option(help="file of results, JSON lines")] = Path("results/transfer.jsonl"),
+    out: Annotated[Path, typer.Option(help="file of results, JSON lines; pictures lie beside it")] = Path(
+        "results/transfer.jsonl"
+    ),
     seed: Annotated[int, typer.Option(help="of tasks, weights and choices")] = 0,
     threads: o.Threads = None,
 ) -> None:
@@ -47,4 +50,9 @@ def transfer(
         facts = next(row for row in own if row["kind"] == "setting")
         typer.echo(f"\n{experiment}, parts up to {group}; one epoch of head training {facts['epoch_seconds']:.2f} s\n")
         print_table(HEADINGS, agreement_cells(own), right=range(1, len(HEADINGS)))
+        for shown, text in transfer_svgs(own).items():
+            name = "-".join([out.stem, *experiment.replace(":", "").split(), group, shown])
+            picture = out.with_name(f"{name}.svg")
+            picture.write_text(text, encoding="utf-8")
+            typer.echo(f"picture: {picture}")
     typer.echo(f"\nresults: {out}")
