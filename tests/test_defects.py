@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import modulewise as mw
-from modulewise import checkpoint
+from modulewise.engine import state_files
 from modulewise.engine.updating import guarded_step
 from modulewise.errors import CheckpointError, NonFiniteLossError
 from modulewise.methods.objectives import TaskLoss
@@ -232,8 +232,8 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.room = 0
-        self.save_file, self.write_text = checkpoint.save_file, Path.write_text
-        monkeypatch.setattr(checkpoint, "save_file", self.tensors)
+        self.save_file, self.write_text = state_files.save_file, Path.write_text
+        monkeypatch.setattr(state_files, "save_file", self.tensors)
         monkeypatch.setattr(Path, "write_text", lambda path, text: self.text(path, text))
 
     def tensors(self, tensors: dict[str, Tensor], path: Path) -> None:

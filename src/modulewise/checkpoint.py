@@ -19,7 +19,7 @@ from torch import Tensor
 from .engine.optimizer_states import below, optimizer_facts, optimizer_tensors, restore_optimizers
 from .engine.pending import pending_state, restore_pending
 from .engine.plainly import decoded, encoded
-from .engine.state_files import FORMAT, NAMES, damaged, flush, read_facts, read_tensors, write_state
+from .engine.state_files import FORMAT, NAMES, damaged, flush, read_facts, read_tensors, unwritten, write_state
 from .errors import CheckpointError
 from .schedules import State
 
@@ -128,10 +128,13 @@ def commit(folder: Path, facts: dict[str, Any], tensors: Mapping[str, dict[str, 
     target = folder / f"state-{number:08d}"
     write_state(target, facts, tensors)
     pointer = folder / ".latest"
-    pointer.write_text(target.name)
-    flush(pointer)
-    pointer.replace(folder / LATEST)
-    flush(folder)
+    try:
+        pointer.write_text(target.name)
+        flush(pointer)
+        pointer.replace(folder / LATEST)
+        flush(folder)
+    except OSError as error:
+        raise unwritten(folder, error) from error
     for old in folder.glob("state-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)

@@ -175,7 +175,7 @@ def test_killed_at_four_places_the_numbers_are_those_of_one_process(tmp_path: Pa
 def test_the_part_above_learns_on_while_the_part_below_is_started_again(tmp_path: Path) -> None:
     """Reuse stays under its cap, and the pass ends with every sample entered once; in the next one part 1 dies more
     often than it may, which ends the run with its name, and what the first pass came to is in the trainer."""
-    actors = Actors(folder=tmp_path, every=3, timeout=50, restarts=1)
+    actors = Actors(folder=tmp_path, every=3, timeout=150, restarts=1)
     mortals = Mortal(tmp_path, "first", after=6), Mortal(tmp_path, "armed", always=True)
     trainer = fresh(network(*mortals))
     history, states = [], []
@@ -200,9 +200,9 @@ def test_the_part_above_learns_on_while_the_part_below_is_started_again(tmp_path
 
 
 def test_a_part_that_hangs_ends_in_an_error_with_its_name(tmp_path: Path) -> None:
-    trainer = fresh(network(nn.Identity(), Mortal(tmp_path, "second", after=2, seconds=60)))
+    trainer = fresh(network(nn.Identity(), Mortal(tmp_path, "second", after=2, seconds=100)))
     begun = time.monotonic()
-    with pytest.raises(ActorError, match=r"part 1 has not finished an update for \d+ s \(timeout=4\)") as caught:
-        trainer.fit(batches(9), epochs=1, schedule=Asynchronous(actors=Actors(timeout=4)))
+    with pytest.raises(ActorError, match=r"part 1 has not finished an update for \d+ s \(timeout=20\)") as caught:
+        trainer.fit(batches(9), epochs=1, schedule=Asynchronous(actors=Actors(timeout=20)))
     assert caught.value.part == 1
-    assert time.monotonic() - begun < 45
+    assert time.monotonic() - begun < 95

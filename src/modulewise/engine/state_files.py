@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["FORMAT", "NAMES", "apart", "damaged", "flush", "read_facts", "read_tensors", "write_state"]
+__all__ = ["FORMAT", "NAMES", "apart", "damaged", "flush", "read_facts", "read_tensors", "unwritten", "write_state"]
 
 FORMAT = 2
 NAMES = ("model", "heads", "optimizers", "rules", "solver", "pending")
@@ -59,9 +59,7 @@ def write_state(target: Path, facts: dict[str, Any], tensors: Mapping[str, dict[
     except (OSError, SafetensorError) as error:
         for draft in folder.glob(".writing-*"):
             shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(
-            f"a checkpoint could not be written to {folder} ({error}); the one before is as it was; make room and go on"
-        ) from error
+        raise unwritten(folder, error) from error
 
 
 def _write(target: Path, facts: str, tensors: Mapping[str, dict[str, Tensor]]) -> None:
@@ -111,3 +109,10 @@ def read_tensors(path: Path, names: Sequence[str] = NAMES) -> dict[str, dict[str
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """What is said of a state that cannot be read."""
     return CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})")
+
+
+def unwritten(folder: Path, error: Exception) -> CheckpointError:
+    """What is said where there was no room for a state, or for its name."""
+    return CheckpointError(
+        f"a checkpoint could not be written to {folder} ({error}); the one before is as it was; make room and go on"
+    )

@@ -21,12 +21,14 @@ def transfer_svgs(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Two maps of parts by tasks of one experiment and group: the proxy value, and the accuracy of trained heads.
 
     Args:
-        rows: of one experiment and group, as `workflow.transfer` writes them, at least one of kind "target".
+        rows: of one experiment and group, as `workflow.transfer` writes them; those of kind "target" are drawn.
 
     Returns:
-        The text of an SVG file by a word for what it shows; the same for the same rows.
+        The text of an SVG file by a word for what it shows; the same for the same rows. Nothing without targets.
     """
     targets = [row for row in rows if row["kind"] == "target"]
+    if not targets:
+        return {}
     parts, tasks = targets[0]["sources"], [row["target"] for row in targets]
     accuracies = torch.tensor([row["accuracy"] for row in targets]).T
     proxies = torch.tensor([row["scores"][PROXY] for row in targets]).T
