@@ -19,7 +19,7 @@ OWN_PAGES = {
     *("recipes", "objectives", "survey", "slow_down", "kills", "plans", "predicted"),
     "transfer",
     "labels",
-    *("schedules", "ranks", "constant_memory", "options"),
+    *("schedules", "ranks", "pieces", "constant_memory", "options"),
 }
 BEGIN = re.compile(r"<!-- (\w+):begin -->")
 

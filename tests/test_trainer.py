@@ -394,6 +394,15 @@ class TestCompilation:
         assert captured.graph_breaks == []
         assert all("_compiled_call_impl" not in vars(m) for m in captured.partition.model.modules())
 
+    @pytest.mark.parametrize(
+        ("method", "words"),
+        [(M.SGR(classes=CLASSES), r"part 1 \(Reconciled\)"), (M.GaussNewtonTargets(), r"part 0 \(_Solved\)")],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_objectives_that_differentiate_a_part_themselves_are_refused(self, method, words):
+        with pytest.raises(MethodError, match=rf"compile=True was given and the objective of {words} differentiates"):
+            small(method, compile=True)
+
     def test_graph_breaks_are_reported_by_part_and_reason(self, eager_backend, caplog):
         model = seeded(lambda: nn.Sequential(*list(perceptron())[:1], Breaking(), nn.Linear(12, CLASSES)))
         trainer = trainer_of(model, M.DGL(classes=CLASSES), ("0", "1"), rows()[0], compile=True)

@@ -18,10 +18,11 @@ SLOW_DOWN = "bench-slow-down.jsonl"
 PREDICTED = "bench-plan.jsonl"
 PAPER = Path("paper") / "plans.jsonl"
 RANKS = "bench-ranks.jsonl"
+PIECES = "bench-pieces.jsonl"
 CONSTANT_MEMORY = "bench-constant-memory.jsonl"
 OPTIONS = "bench-options.jsonl"
 KILLS = ("bench-kills.jsonl", "bench-actor-kills.jsonl")
-FILES = (SLOW_DOWN, PREDICTED, RANKS, CONSTANT_MEMORY, OPTIONS, *KILLS)
+FILES = (SLOW_DOWN, PREDICTED, RANKS, PIECES, CONSTANT_MEMORY, OPTIONS, *KILLS)
 """Files of benchmarks with a table of their own."""
 
 

@@ -66,10 +66,11 @@ def describe(value: Any) -> Any:
 
 def identity_of(trainer: Trainer) -> dict[str, Any]:
     """What must agree between the saving and the loading trainer."""
+    pieces = trainer.updater.pieces
     return {
         "cuts": list(trainer.partition.cuts),
         "method": describe(trainer.method),
-        "parameters": {name: list(p.shape) for name, p in trainer.partition.model.named_parameters()},
+        "parameters": {n: list(pieces.get(p, p).shape) for n, p in trainer.partition.model.named_parameters()},
         "seed": trainer.seed,
         "accumulate": trainer.accumulate,
     }

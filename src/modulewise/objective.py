@@ -205,6 +205,8 @@ class Objective(nn.Module, ABC):
             with a copy of the weights it was made with.
         rule: how errors pass back through the layers of this part; None for the chain rule.
         taps: names of modules inside this part whose input and output the objective reads in `context.taps`.
+        differentiates: the objective differentiates parts within its own call, twice or many vectors at once, which
+            neither compiled parts nor parts in pieces on several ranks can do.
         reads_x: the objective reads `context.x`; False spares the model's input the way to other processes, where
             `context.x` then has the right shape and no values.
         per_sample: the loss is a mean over samples, so that slices of a batch can be on several ranks; False where it
@@ -222,6 +224,7 @@ class Objective(nn.Module, ABC):
     delay: int = 0
     rule: LayerRule | None = None
     taps: tuple[str, ...] = ()
+    differentiates: bool = False
     reads_x: bool = True
     per_sample: bool = False
 

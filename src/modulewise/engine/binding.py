@@ -129,7 +129,8 @@ def check_taps(objectives: Sequence[Objective], *, compile: bool, recompute: boo
     """Refuse to read inside parts whose insides are compiled or run twice, or to change their layers there.
 
     Raises:
-        MethodError: compile or recompute is set, and an objective has taps, or a layer rule that would be bypassed.
+        MethodError: compile or recompute is set, and an objective has taps, a layer rule that would be bypassed, or
+            differentiates compiled parts itself.
     """
     for part, objective in enumerate(objectives):
         rule = objective.rule
@@ -142,6 +143,12 @@ def check_taps(objectives: Sequence[Objective], *, compile: bool, recompute: boo
             raise MethodError(
                 f"{given} was given and the layer rule of part {part} ({type(rule).__name__}) {why}; leave {given} out"
             )
+    own = next((part for part, objective in enumerate(objectives) if objective.differentiates), None)
+    if compile and own is not None:
+        raise MethodError(
+            f"compile=True was given and the objective of part {own} ({type(objectives[own]).__name__}) differentiates "
+            "parts twice, or many vectors at once, which compiled ones cannot; leave compile=True out"
+        )
     word = "compile=True" if compile else "recompute=True" if recompute else ""
     tapped = next((part for part, objective in enumerate(objectives) if objective.taps), None)
     if word and tapped is not None:

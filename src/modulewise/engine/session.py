@@ -267,9 +267,9 @@ class Session:
         # The first window of time, which learns last where windows wait, stands for all.
         owner = 0 if engine.partition.shared else part
         for role in roles if self.micro.weight != 1.0 else ():
-            scale_gradients(updater.parameters(part, role), self.micro.weight)
+            scale_gradients(updater.summed(part, role), self.micro.weight)
         if engine.reduced is not None:
-            engine.reduced([parameter for role in roles for parameter in updater.parameters(part, role)])
+            engine.reduced([parameter for role in roles for parameter in updater.summed(part, role)])
         if rule is not None and Role.PART in roles and part == owner:
             set_generators(seed_of(engine.seed, self.micro.draw, part, "rule"))
             rule.learn(engine.modules(part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..objective import Objective, Role
 from ..partition import AnyPartition
 from ..partition.tree import is_fake
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "Updater", "guarded_step", "scale_gradients"]
+__all__ = ["OptimizerFactory", "SchedulerFactory", "Updater", "guarded_step", "in_full", "scale_gradients"]
 
 OptimizerFactory = Callable[..., Optimizer]
 """optimizer(parameters) or optimizer(parameters, *, part, role)."""
@@ -64,6 +64,37 @@ def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
         torch._foreach_mul_(gradients, factor)
 
 
+def in_full(tensor: Tensor, *, host: bool = False) -> Tensor:
+    """A tensor that may be in pieces on several ranks as a whole; every rank that has a piece must call this.
+
+    Args:
+        tensor: any; one that is whole is given back.
+        host: bring what was in pieces to the CPU.
+    """
+    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    if gather is None:
+        return tensor
+    return gather().cpu() if host else gather()
+
+
+def clip_norms(parameters: Sequence[nn.Parameter], norm: float, *, pieces: Collection[nn.Parameter]) -> Tensor:
+    """Scale gradients so that the norm of all of them together is a number at most; gives the norm they had.
+
+    Args:
+        parameters: whose gradients.
+        norm: the largest norm, > 0.
+        pieces: those of the parameters of which this rank has a piece.
+    """
+    if not pieces:
+        return torch.nn.utils.clip_grad_norm_(parameters, norm)
+    kinds = [[p for p in parameters if (p in pieces) is cut] for cut in (False, True)]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
+    total = torch.linalg.vector_norm(torch.stack([in_full(kind) for kind in norms]))
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, norm, total)
+    return total
+
+
 class Updater:
     """The optimisers of a partition and its objectives.
 
@@ -75,6 +106,9 @@ class Updater:
         clip_norm: largest gradient norm (> 0), per part or, with `together`, over all parts; None for no clipping.
         together: step all parts at the end of the step (global clipping needs every gradient first).
         scaled: one gradient scaler a part, for half precision.
+
+    Attributes:
+        pieces: by a parameter of the partition what this rank has of it, where it is spread over several ranks.
     """
 
     def __init__(
@@ -96,6 +130,7 @@ class Updater:
         self.schedulers: dict[tuple[int, Role], Any] = {}
         self.scalers: dict[int, torch.amp.GradScaler] = {}
         self.steps: dict[int, int] = {}
+        self.pieces: dict[nn.Parameter, nn.Parameter] = {}
         self._flags: list[tuple[int, Tensor]] = []
         self._stepped: list[int] = []
         self._waiting: list[tuple[int, Role]] = []
@@ -103,12 +138,39 @@ class Updater:
     def parameters(self, part: int, role: Role) -> list[nn.Parameter]:
         """The trainable parameters of a part in one role."""
         if role is Role.PART:
-            return [p for p in self.partition.part(part).parameters() if p.requires_grad]
+            own = self.partition.part(part).parameters()
+            return [self.pieces.get(p, p) for p in own if p.requires_grad]
         objectives: Sequence[Objective] = self.objectives[part : part + 1]
         if self.partition.shared:
             objectives = self.objectives if part == 0 else []
-        own = (p for o in objectives if role is o.role for p in o.parameters() if p.requires_grad)
-        return list(dict.fromkeys(own))
+        heads = (p for o in objectives if role is o.role for p in o.parameters() if p.requires_grad)
+        return list(dict.fromkeys(heads))
+
+    def summed(self, part: int, role: Role) -> list[nn.Parameter]:
+        """Those of the parameters whose gradients are this rank's alone: of pieces they are added up as they come."""
+        pieces = set(self.pieces.values())
+        return [p for p in self.parameters(part, role) if p not in pieces]
+
+    def stand_in(
+        self, pieces: dict[nn.Parameter, nn.Parameter], convert: Callable[[Tensor, nn.Parameter], Tensor]
+    ) -> None:
+        """Let this rank's pieces stand for parameters, or no longer.
+
+        Args:
+            pieces: by the parameter; empty for no longer.
+            convert: what an optimiser keeps for a parameter, and the parameter that it will be kept for -> the same
+                for that.
+        """
+        swapped: dict[Any, nn.Parameter] = pieces or {piece: parameter for parameter, piece in self.pieces.items()}
+        self.pieces = pieces
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["params"] = [swapped.get(p, p) for p in group["params"]]
+            for parameter in [p for p in optimizer.state if p in swapped]:
+                state, new = optimizer.state.pop(parameter), swapped[parameter]
+                optimizer.state[new] = {
+                    name: convert(value, new) if isinstance(value, Tensor) else value for name, value in state.items()
+                }
 
     def optimizer(self, part: int, role: Role) -> Optimizer | None:
         """The optimiser of a part in one role, made when first asked for; None where there is nothing to train."""
@@ -171,7 +233,8 @@ class Updater:
             if part in self.scalers and _has_gradients(self.optimizers[part, role]):
                 self.scalers[part].unscale_(self.optimizers[part, role])
                 scaled = True
-        norm = torch.nn.utils.clip_grad_norm_([p for key in keys for p in self.parameters(*key)], self.clip_norm)
+        parameters = [p for key in keys for p in self.parameters(*key)]
+        norm = clip_norms(parameters, self.clip_norm, pieces=set(self.pieces.values()))
         return not scaled or bool(norm.isfinite())
 
     def _step(self, keys: Sequence[tuple[int, Role]], finite: Tensor | None, *, fits: bool) -> None:

@@ -89,7 +89,7 @@ def output_tensor(output: Any) -> Tensor:
 
 
 class Around(Objective):
-    """An objective around another one: it owns that one's head, and asks for its rule and taps. Abstract.
+    """An objective around another one: it owns that one's head, and asks for what it needs of the engine. Abstract.
 
     Args:
         inner: makes the loss, and owns the head.
@@ -98,7 +98,7 @@ class Around(Objective):
     def __init__(self, inner: Objective) -> None:
         super().__init__()
         self.inner = inner
-        self.rule, self.taps = inner.rule, inner.taps
+        self.rule, self.taps, self.differentiates = inner.rule, inner.taps, inner.differentiates
         self.reads_x, self.per_sample = inner.reads_x, inner.per_sample
 
     @property

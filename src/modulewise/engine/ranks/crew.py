@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -23,8 +21,10 @@ from ..session import Session
 from .gathering import gather
 from .group import Group
 from .packets import blank, finite
+from .reducing import add_up
 from .saving import adopt_pieces, drop_newer, newest, of_parts, write_piece
 from .settings import Ranks, Seat
+from .sharding import Shards
 from .timeline import Doing, Recorder, Timeline
 from .traffic import traffic
 from .transport import Inbox, Kind, Lane, Outbox, Wire
@@ -73,6 +73,7 @@ class Crew:
             )
             self._data = mesh.get_group("data")
             trainer.engine.reduced = self._reduce
+        self.shards = Shards(trainer, partition, seat.own, mesh["data"]) if settings.shard else None
 
     @property
     def trainer(self) -> Trainer:
@@ -140,9 +141,12 @@ class Crew:
     def opened(self, load: Mapping[str, Any]) -> Session:
         """A batch on this rank, with what was said to its parts on the way."""
         trainer, self._load = self.trainer, load
-        self.stale = len(self.shares) > 1
+        self.stale = self.group.world > 1
         data, step = self.settings.data, trainer.steps
         micro = Micro(draw=step * data + self.seat.slice, rows=load["rows"], weight=load["rows"] / load["of"])
+        if self.shards is not None:
+            self.shards.summed.weight = micro.weight
+            self.shards.spread()
         session = Session(
             trainer.engine,
             load["x"],
@@ -175,6 +179,8 @@ class Crew:
             session.down()
         if self.down is not None and self.traffic.chained:
             self._tell(self.down, session, range(own.start))
+        if self.shards is not None:
+            self.shards.check()
         self._load = {}
         return dict(sorted(session.losses.items()))
 
@@ -207,30 +213,18 @@ class Crew:
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add gradients up over the ranks that hold the same parts; each has its slice's share of the mean."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
         with self.recorder.span(Doing.REDUCE, self.seat.own.start, self.trainer.steps):
-            for dtype in sorted({g.dtype for g in gradients}, key=str):
-                same = [g for g in gradients if g.dtype is dtype]
-                flat = torch.cat([g.reshape(-1) for g in same])
-                try:
-                    dist.all_reduce(flat, group=self._data)
-                except RuntimeError as error:
-                    raise RankError(
-                        f"{self.seat} waited in vain for the gradients of the ranks with the same parts "
-                        f"({str(error).splitlines()[0][:160]}); read their own errors, or give Ranks a longer timeout"
-                    ) from error
-                for g, total in zip(same, flat.split([g.numel() for g in same]), strict=True):
-                    g.copy_(total.view(g.shape))
+            add_up(parameters, group=self._data, seat=self.seat)
 
     def gather(self) -> None:
         """Bring every part to every rank; all must call this."""
         if self.stale:
-            owners = [place.rank for part in range(len(self.partition)) for place in self._first(part)]
+            if self.shards is not None:
+                self.shards.join()
+            first = [place for place in self.places if place.slice == 0]
+            owners = [place.rank for part in range(len(self.partition)) for place in first if part in place.own]
             gather(self.group, self.partition, self.trainer.objectives, owners)
             self.stale = False
-
-    def _first(self, part: int) -> list[Seat]:
-        return [place for place in self.places if place.slice == 0 and part in place.own]
 
     def evaluate(self, loader: Iterable[Any]) -> Evaluation:
         """Loss and accuracy of the whole model, by the rank that reads data; all must call this."""
@@ -247,11 +241,15 @@ class Crew:
         return answer
 
     def save(self, folder: Path, *, loader: Any) -> None:
-        """Write this rank's parts, where it is the first that holds them."""
+        """Write this rank's parts, where it is the first that holds them; all must call this."""
+        tensors = checkpoint.tensors_of(self.trainer)
+        if self.shards is not None:
+            tensors = self.shards.gathered(tensors)
         if self.seat.slice == 0:
             with self.recorder.span(Doing.SAVE, self.seat.own.start, self.trainer.steps):
                 write_piece(
                     self.trainer,
+                    tensors,
                     folder,
                     own=self.seat.own,
                     share=self.seat.share,
@@ -263,8 +261,10 @@ class Crew:
         """Take this rank's parts from the newest step that all ranks have saved, or from one process's checkpoint."""
         # Rank 0 decides, once every rank has written what it was going to write.
         self.group.facts(None)
+        if self.shards is not None:
+            self.shards.join()
         found = self.group.facts(newest(folder))[0]
-        self.stale, own = len(self.shares) > 1, self.seat.own
+        self.stale, own = self.group.world > 1, self.seat.own
         loader = loader if self.seat.reads else None
         if found is None:
             if not (folder / checkpoint.LATEST).is_file():

@@ -15,6 +15,7 @@ from ...partition import Partition
 from .crew import Crew
 from .group import agree, digest, join, world_around
 from .settings import Ranks, seats
+from .sharding import refuse_shards
 from .traffic import refuse
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def enlist(trainer: Trainer, settings: Ranks | None, *, refused: Mapping[str, An
     # Refused before anything is connected: every rank comes to it by itself.
     places = seats(settings, parts=len(partition), world=world)
     refuse(trainer.method, trainer.objectives, places, data=settings.data, settings=refused)
+    if settings.shard:
+        refuse_shards(trainer, partition)
     first = next(partition.model.parameters(), None)
     group = join(timeout=settings.timeout, device=torch.device("cpu") if first is None else first.device)
     try:
@@ -67,7 +70,7 @@ def _alike(trainer: Trainer, settings: Ranks) -> dict[str, Any]:
         **checkpoint.identity_of(trainer),
         "precision": str(trainer.engine.precision),
         "clip_norm": trainer.updater.clip_norm,
-        "Ranks": [settings.parts, settings.data],
+        "Ranks": [settings.parts, settings.data, settings.shard],
         "initial weights (seed them with torch.manual_seed)": digest(trainer.partition.model.state_dict()),
         "initial heads": digest(heads),
     }

@@ -82,15 +82,33 @@ def of_parts(
     return facts, kept
 
 
-def write_piece(trainer: Trainer, folder: Path, *, own: range, share: int, shares: int, loader: Any) -> None:
+def write_piece(
+    trainer: Trainer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    own: range,
+    share: int,
+    shares: int,
+    loader: Any,
+) -> None:
     """Save one share's parts at the trainer's present step.
+
+    Args:
+        trainer: this rank's.
+        tensors: of `checkpoint.tensors_of`, each as a whole.
+        folder: of the run.
+        own: the parts.
+        share: their index.
+        shares: how many there are.
+        loader: saved along, or None.
 
     Raises:
         CheckpointError: the folder holds something else, or the state cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or not all(_SHARE.fullmatch(path.name) for path in folder.iterdir())):
         raise CheckpointError(f"{folder} holds something else than a checkpoint of ranks; give a new or empty folder")
-    facts, tensors = of_parts(trainer, own, checkpoint.facts_of(trainer, loader), checkpoint.tensors_of(trainer))
+    facts, tensors = of_parts(trainer, own, checkpoint.facts_of(trainer, loader), tensors)
     facts["share"] = {"parts": list(own), "of": len(trainer.partition)}
     if trainer.progress is not None:
         whole = replace(trainer.progress, parts=len(trainer.partition), first=0, part=0)

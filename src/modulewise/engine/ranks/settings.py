@@ -20,6 +20,7 @@ class Ranks:
     Args:
         parts: how many parts each share owns, lowest first; None to deal them out evenly.
         data: ranks that hold the same parts, each with a slice of the batch, >= 1.
+        shard: of those, each holds a piece of the weights, gradients and optimiser states (torch's `fully_shard`).
         timeout: seconds that a rank waits for another before it stops with an error, > 0.
         finite: look whether a boundary is finite before it is sent; one more pass over it.
         spans: most spans of work kept for the timeline, the latest ones; 0 for none.
@@ -33,6 +34,7 @@ class Ranks:
 
     parts: tuple[int, ...] | None = None
     data: int = 1
+    shard: bool = False
     timeout: float = 600.0
     finite: bool = True
     spans: int = 100_000
@@ -43,6 +45,8 @@ class Ranks:
                 f"data={self.data}, timeout={self.timeout}, spans={self.spans}; expected data >= 1, timeout > 0 and "
                 "spans >= 0"
             )
+        if self.shard and self.data == 1:
+            raise RankError("shard=True was given with data=1, expected data > 1: one rank alone has the whole part")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Reconciled(Around):
     def __init__(self, inner: Objective, *, part: int, last: bool, weight: float) -> None:
         super().__init__(inner)
         self.last, self.weight = last, weight
-        self.reads_input_gradient = part > 0
+        self.reads_input_gradient = self.differentiates = part > 0
         self._sent: Tensor | None = None
 
     def forward(self, context: Context) -> Signal:

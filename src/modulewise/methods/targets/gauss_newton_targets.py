@@ -21,7 +21,7 @@ __all__ = ["GaussNewtonTargets"]
 class _Solved(Objective):
     """An earlier part: moves to the target that its Jacobian gives."""
 
-    waits = True
+    waits = differentiates = True
     looks_ahead = True
     rounds = 1
 
