@@ -57,7 +57,7 @@ HEADINGS = ("case", "value", "reference", "ratio", "target", "met")
 HEADS = "heads_bytes"
 OBJECTIVES = "bench-heads.jsonl"
 RECIPES = "recipes.jsonl"
-SCHEDULES = "mnist-schedules.jsonl"
+SCHEDULES = ("mnist-schedules-rate-0.02.jsonl", "mnist-schedules-rate-0.05.jsonl")
 RECIPE_HEADINGS = (
     *("recipe", "row", "data", "device", "published", "reached here", "unit", "epochs"),
     *("FLOPs / E2EBP", "step time / E2EBP", "peak memory / E2EBP"),
@@ -78,7 +78,7 @@ def results_table(folder: Path, *, only: Sequence[str] = ()) -> str:
     """
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        apart = path.name.startswith("bench-") or path.name in (RECIPES, SCHEDULES, TRANSFER)
+        apart = path.name.startswith("bench-") or path.name in (RECIPES, *SCHEDULES, TRANSFER)
         if path.name not in only if only else apart:
             continue
         results = [Result.from_json(row) for row in read_rows(path)]
@@ -192,7 +192,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "predicted": lambda: predicted_table(RESULTS),
         "memory": lambda: benchmark_table(RESULTS, memory=True),
         "speed": lambda: benchmark_table(RESULTS, memory=False),
-        "schedules": lambda: results_table(RESULTS, only=[SCHEDULES]),
+        "schedules": lambda: results_table(RESULTS, only=SCHEDULES),
         "ranks": lambda: ratio_table(RESULTS, RANKS),
         "pieces": lambda: ratio_table(RESULTS, PIECES),
         "constant_memory": lambda: ratio_table(RESULTS, CONSTANT_MEMORY),
