@@ -82,7 +82,7 @@ def in_pieces(rank: int, folder: Path) -> dict[str, Any]:
         again = _trainer(method, shard=True)
         again.load(folder / f"{name}-saved")
         for t in (there, pieces, again):
-            t.partition.model.two.eval()  # while it is in pieces
+            t.partition.model.two[1].eval()  # no dropout from here on, while it is in pieces
             t.step(*plain[1])
             t.crew.gather()
         said[f"{name} loaded"] = [
