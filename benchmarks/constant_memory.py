@@ -6,6 +6,9 @@ the parent reads it from /proc every millisecond. The children out of core run u
 (`RLIMIT_DATA`) of a tenth of the deep model's parameters and optimiser state above what the warm process had: an
 allocation beyond it fails. All children run with glibc's `MALLOC_MMAP_THRESHOLD_` at 1 MiB, so that memory that was
 freed goes back to the system and is not counted.
+
+Where a control group can be made, each child trains in one of its own, those out of core under the same cap, page cache
+included: the kernel drops the cache as the cap comes near, and ends a process that needs more than that.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch.nn import functional
 
 import modulewise as mw
 from benchmarks.common import SEED, report, row
+from benchmarks.control_group import ControlGroup, join
 from modulewise.outofcore import DiskCache, HostCache, Recompute
 
 WIDTH, CLASSES, SAMPLES, BATCH = 1448, 10, 512, 64
@@ -96,7 +100,7 @@ def train(kind: str, blocks: int, width: int, folder: Path) -> float:
     return history[-1].losses[blocks]
 
 
-def child(kind: str, blocks: int, width: int, cap: int) -> None:
+def child(kind: str, blocks: int, width: int, cap: int, group: str) -> None:
     """Warm up on a small model, put the cap on, train; what was found goes out as JSON."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as folder:
@@ -105,6 +109,8 @@ def child(kind: str, blocks: int, width: int, cap: int) -> None:
         if cap:
             limit = status("self", "VmData") + cap
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        if group:
+            join(Path(group))
         print(json.dumps({"before": before}), flush=True)
         started = time.perf_counter()
         loss = train(kind, blocks, width, Path(folder))
@@ -113,21 +119,29 @@ def child(kind: str, blocks: int, width: int, cap: int) -> None:
 
 def watched(kind: str, blocks: int, width: int, cap: int) -> dict[str, Any]:
     """Peak anonymous bytes of a child above those it had after its warm-up."""
+    with ControlGroup(f"{kind}-{blocks}", cap=cap) as group:
+        return _watched(kind, blocks, width, cap, group)
+
+
+def _watched(kind: str, blocks: int, width: int, cap: int, group: ControlGroup) -> dict[str, Any]:
     words = [sys.executable, "-m", "benchmarks.constant_memory", kind, str(blocks), str(width), str(cap)]
+    words.append("" if group.path is None else str(group.path))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        before, peak = json.loads(process.stdout.readline())["before"], 0
+        before, peak, grouped = json.loads(process.stdout.readline())["before"], 0, 0
         while process.poll() is None:
             try:
                 peak = max(peak, status(process.pid, "RssAnon"))
+                grouped = max(grouped, group.anonymous())
             except FileNotFoundError:
                 break
             time.sleep(0.001)
         found = json.loads(process.stdout.read() or "{}")
     if process.returncode != 0:
         raise SystemExit(f"{kind} with {blocks} blocks failed under a cap of {cap} bytes")
-    return {"peak": peak - before, "before": before, **found}
+    kept = {} if group.path is None else {"group_anonymous_peak": grouped, "group_peak": group.peak()}
+    return {"peak": peak - before, "before": before, **kept, **found}
 
 
 def main(width: int = WIDTH, depths: tuple[int, int] = BLOCKS) -> None:
@@ -150,6 +164,11 @@ def main(width: int = WIDTH, depths: tuple[int, int] = BLOCKS) -> None:
                 **details,
             )
         )
+        both = [runs[blocks].get("group_anonymous_peak") for blocks in (deep, shallow)]
+        if all(both):
+            target = None if kind == "E2EBP" else 1.1
+            case = f"{name}: {deep} blocks to {shallow}, as its control group counts"
+            rows.append(row("constant-memory", case, "peak", *both, target, **details))
         if kind != "E2EBP":
             rows.append(
                 row("constant-memory", f"{name}, {deep} blocks: to parameters and Adam's state", "peak",
@@ -159,7 +178,7 @@ def main(width: int = WIDTH, depths: tuple[int, int] = BLOCKS) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 5:
-        child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    if len(sys.argv) == 6:
+        child(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
         main()
