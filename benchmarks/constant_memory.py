@@ -82,7 +82,7 @@ def train(kind: str, blocks: int, width: int, folder: Path) -> float:
             loss = functional.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
     with torch.device("meta"):
         model = network(blocks, width)
     cuts = [str(index) for index in range(1, blocks + 1)]
